@@ -51,9 +51,7 @@ def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: i
 
 def open_in_root(root: int, path: str | bytes, flags: int = const.O_PATH, mode: int = 0) -> int:
     """Open `path` with directory descriptor `root` as its `/`. Raises KernelError."""
-    return openat2(
-        root, path, flags, mode, const.RESOLVE_IN_ROOT | const.RESOLVE_NO_MAGICLINKS
-    )
+    return openat2(root, path, flags, mode, const.RESOLVE_IN_ROOT | const.RESOLVE_NO_MAGICLINKS)
 
 
 def make_in_root(root: int, path: str, *, directory: bool, mode: int = 0o755) -> int:

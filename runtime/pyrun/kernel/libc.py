@@ -6,7 +6,7 @@ in `mounts.py`, processes in `process.py`, names of constants in `const.py`.
 
 from __future__ import annotations
 
-import ctypes
+import ctypes as ctypes  # said twice: the rest of kernel/ takes it from here
 import os
 
 from pyrun.errors import KernelError

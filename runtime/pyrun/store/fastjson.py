@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 try:
-    from _json import encode_basestring_ascii, make_encoder, make_scanner
+    import _json as _found
+
+    _json: Any = _found
 except ImportError:  # not CPython
-    make_scanner = None
+    _json = None
 
 
 class _Context:
@@ -32,16 +34,22 @@ def _refuse(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
 
 
-if make_scanner is None:
-    import json
+if _json is None:
 
-    loads = json.loads
+    def loads(text: str) -> Any:
+        import json
+
+        return json.loads(text)
 
     def dumps(value: Any) -> str:
+        import json
+
         return json.dumps(value, sort_keys=True)
 
 else:
-    _scan = make_scanner(_Context)
+    _scan = _json.make_scanner(_Context)
+    _escape = _json.encode_basestring_ascii
+    _make_encoder = _json.make_encoder
 
     def loads(text: str) -> Any:
         """Parse one JSON value. Raises ValueError where the text is not exactly one value."""
@@ -56,7 +64,5 @@ else:
 
     def dumps(value: Any) -> str:
         """One line, keys sorted. Raises TypeError for what JSON cannot say."""
-        encode = make_encoder(
-            {}, _refuse, encode_basestring_ascii, None, ": ", ", ", True, False, False
-        )
+        encode = _make_encoder({}, _refuse, _escape, None, ": ", ", ", True, False, False)
         return "".join(encode(value, 0))
