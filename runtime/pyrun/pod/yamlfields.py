@@ -46,7 +46,7 @@ class Problems:
         """Raises BadInput with everything noted so far."""
         if not self.found:
             return
-        lines = list(dict.fromkeys(text for _, _, text in sorted(self.found)))
+        lines = list(dict.fromkeys(text for _, _, text in sorted(self.found, key=_place)))
         if len(lines) == 1:
             raise BadInput(f"{self.source}: {lines[0]}")
         left = len(lines) - MAX_SHOWN
@@ -224,3 +224,7 @@ def _join(path: str, name: str) -> str:
     if not path:
         return word
     return f"{path}.{word}" if word.replace("_", "").isalnum() else f"{path}[{word}]"
+
+
+def _place(found: tuple[int, int, str]) -> tuple[int, int]:
+    return found[:2]
