@@ -1,0 +1,89 @@
+"""`pyrun network`: this node's pod network, as kept and as the kernel has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from pyrun.cli.output import print_json, table
+from pyrun.explain import steps
+from pyrun.network import ipam, nat, node
+from pyrun.store.paths import Paths
+
+
+@click.group("network")
+def network() -> None:
+    """The network of this node's pods: a bridge, an address range, rules."""
+
+
+@network.command("inspect")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+def inspect_command(form: str) -> None:
+    """Show the node's pod network.
+
+    \b
+    Example:
+      pyrun network inspect
+    """
+    facts = describe(Paths())
+    if form == "json":
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"{key + ':':<14}{'-' if shown in (None, '') else shown}")
+
+
+def describe(paths: Paths) -> dict[str, Any]:
+    """The ranges as kept, what is missing in the kernel, and how many addresses are leased."""
+    net = node.node_network(paths)
+    missing = [step.why for step in node.plan_node(paths, net)]
+    return {
+        "bridge": net.bridge,
+        "mtu": net.mtu,
+        "pod_cidr": net.cidr4,
+        "cluster_cidr": net.cluster4,
+        "gateway": net.gateway4,
+        "pod_cidr6": net.cidr6,
+        "cluster_cidr6": net.cluster6,
+        "gateway6": net.gateway6,
+        "table": f"{nat.family_of(net.table, 'ip')} {net.table}",
+        "leases": len(ipam.leases(paths)),
+        "missing": missing,
+    }
+
+
+@network.command("ls")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+def ls_command(form: str) -> None:
+    """List the leased addresses and who holds them.
+
+    \b
+    Example:
+      pyrun network ls
+    """
+    paths = Paths()
+    net = node.node_network(paths)
+    rows = [
+        (owner, lease.ip4, lease.ip6 or "-")
+        for owner, lease in (
+            (owner, ipam.lease_of(net, address)) for address, owner in ipam.leases(paths).items()
+        )
+    ]
+    if form == "json":
+        print_json([{"name": name, "ip": ip4, "ip6": ip6} for name, ip4, ip6 in rows])
+    else:
+        table(rows, ("NAME", "IP", "IP6"))
+
+
+@network.command("rm")
+def rm_command() -> None:
+    """Remove the bridge, the rules and the kept ranges; refused while a pod holds an address.
+
+    \b
+    Example:
+      pyrun network rm
+    """
+    paths = Paths()
+    steps.run(node.plan_node_remove(paths, node.node_network(paths)))

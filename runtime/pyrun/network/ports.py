@@ -1,0 +1,356 @@
+"""Published ports: a port of the host that leads to a port of a pod.
+
+Three parts: reading what the user writes (`parse_publish`), holding the host's port so that
+nobody else takes it (`reserve`), and telling nftables where it leads (`plan_publish`), in the maps
+that `nat.py` has made.
+
+No packet ever reaches the held socket, since the address is changed before. It is bound all the
+same: binding is how the kernel says "taken", to us now and to others as long as the pod lives.
+
+Not possible this way: [::1]. A packet from ::1 cannot leave the host, and IPv6 has no
+route_localnet; it would need a proxy process. Connections to it are refused, not left hanging.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_IPV6,
+    IPV6_V6ONLY,
+    SHUT_RDWR,
+    SO_RCVBUF,
+    SO_REUSEADDR,
+    SOCK_CLOEXEC,
+    SOCK_DGRAM,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+
+from pyrun.errors import BadInput, Conflict, KernelError, Unsupported
+from pyrun.explain.steps import Step
+from pyrun.kernel import nft
+from pyrun.network import nat, sysctl
+from pyrun.network.address import to_bytes, to_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyrun.network.node import NodeNetwork
+    from pyrun.store.paths import Paths
+
+    Row = Sequence[str | int]  # host_ip, host_port, container_port, protocol
+
+
+class Port:
+    """One published port. `host_ip` empty: every address of the host; `host_port` 0: any free."""
+
+    __slots__ = ("container_port", "host_ip", "host_port", "protocol")
+
+    def __init__(
+        self, host_ip: str, host_port: int, container_port: int, protocol: str = "tcp"
+    ) -> None:
+        self.host_ip = host_ip
+        self.host_port = host_port
+        self.container_port = container_port
+        self.protocol = protocol
+
+    def as_list(self) -> list[str | int]:
+        """host_ip, host_port, container_port, protocol: plain values for plans and records."""
+        return [self.host_ip, self.host_port, self.container_port, self.protocol]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Port) and self.as_list() == other.as_list()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.as_list()))
+
+    def __str__(self) -> str:
+        """As `docker port` writes it: `0.0.0.0:8080->80/tcp`."""
+        ip = f"[{self.host_ip}]" if ":" in self.host_ip else self.host_ip or "0.0.0.0"
+        return f"{ip}:{self.host_port}->{self.container_port}/{self.protocol}"
+
+    def __repr__(self) -> str:
+        return f"Port{tuple(self.as_list())!r}"
+
+
+def parse_publish(text: str) -> list[Port]:
+    """`[[host_ip:][host_port]:]container_port[/protocol]`, where a port may be a range `a-b`.
+
+    Raises BadInput, and Unsupported for sctp and [::1].
+    """
+    rest, slash, protocol = text.partition("/")
+    protocol = protocol.lower() if slash else "tcp"
+    if protocol == "sctp":
+        raise Unsupported(f"cannot publish {text!r}: sctp is not supported", hint="tcp or udp")
+    if protocol not in ("tcp", "udp"):
+        raise BadInput(f"cannot publish {text!r}: {protocol!r} is not a protocol", hint="tcp, udp")
+    rest, _, container = rest.rpartition(":")
+    host_ip, host = "", ""
+    if rest.startswith("["):
+        host_ip, bracket, host = rest[1:].partition("]")
+        if not bracket or ":" not in host_ip or host[:1] not in ("", ":"):
+            raise BadInput(f"cannot publish {text!r}: a bracket is in the wrong place", hint=FORMS)
+        host = host[1:]
+    elif rest:
+        host_ip, _, host = rest.rpartition(":")
+        if ":" in host_ip:
+            raise BadInput(
+                f"cannot publish {text!r}: an IPv6 address goes into brackets", hint=FORMS
+            )
+    if host_ip:
+        host_ip = to_text(to_bytes(host_ip))
+    if host_ip == "::1":
+        raise Unsupported(
+            f"cannot publish {text!r}: the kernel lets no packet from ::1 out to a pod",
+            hint="publish on 127.0.0.1 or on another IPv6 address of the host",
+        )
+    containers = _range(container, text)
+    hosts = _range(host, text) if host else [0] * len(containers)
+    if len(hosts) != len(containers):
+        raise BadInput(
+            f"cannot publish {text!r}: {len(hosts)} host ports for {len(containers)} pod ports",
+            hint="both ranges must have the same length",
+        )
+    return [Port(host_ip, *pair, protocol) for pair in zip(hosts, containers, strict=True)]
+
+
+FORMS = "80, 8080:80, 127.0.0.1:8080:80/udp, [fd00::2]:8080:80, 8000-8005:80-85, 127.0.0.1::80"
+
+
+def _range(ports: str, whole: str) -> list[int]:
+    first, dash, last = ports.partition("-")
+    if not dash:
+        last = first
+    if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+        raise BadInput(f"cannot publish {whole!r}: {ports!r} is not a port", hint=FORMS)
+    if not 1 <= int(first) <= int(last) <= 65535:
+        raise BadInput(
+            f"cannot publish {whole!r}: {ports!r} is not a port or range", hint="1 to 65535"
+        )
+    return list(range(int(first), int(last) + 1))
+
+
+# holding the host's ports
+
+
+def reserve(ports: Sequence[Port], paths: Paths | None = None) -> tuple[list[Port], list[int]]:
+    """Bind a socket for each port; returns the ports, with free ones chosen, and descriptors.
+
+    The ports are taken until the descriptors are closed: hand them to the process that lives as
+    long as the pod. Raises Conflict, which names the holder (for ports of other pods it needs
+    `paths`), or BadInput where the host has no such address; nothing is held then.
+    """
+    chosen: list[Port] = []
+    sockets: list[socket] = []
+    try:
+        for port in ports:
+            sockets.append(_bind(port, paths))
+            number = port.host_port or sockets[-1].getsockname()[1]
+            chosen.append(Port(port.host_ip, number, port.container_port, port.protocol))
+    except BaseException:
+        for held in sockets:
+            held.close()
+        raise
+    return chosen, [held.detach() for held in sockets]
+
+
+def _bind(port: Port, paths: Paths | None) -> socket:
+    every = port.host_ip == ""
+    ipv6 = ":" in port.host_ip or (every and sysctl.ipv6_enabled())
+    kind = SOCK_STREAM if port.protocol == "tcp" else SOCK_DGRAM
+    found = socket(AF_INET6 if ipv6 else AF_INET, kind | SOCK_CLOEXEC)
+    try:
+        if ipv6:  # on :: without V6ONLY one socket takes the port in both families
+            found.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, int(not every))
+        if port.protocol == "udp":
+            found.setsockopt(SOL_SOCKET, SO_RCVBUF, 0)
+            found.bind((port.host_ip or ("::" if ipv6 else "0.0.0.0"), port.host_port))
+            return found
+        # SO_REUSEADDR lets us past connections in TIME_WAIT, but also past another socket that is
+        # bound with it and does not listen, as ours are. listen(2) is the strict judge: it fails
+        # unless nobody else has the port. shutdown(2) then ends the listening and keeps the port,
+        # so that a connection that comes round the rules (to ::1) is refused and does not hang.
+        # Switched off again, the option makes the next one's listen fail on us.
+        found.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        found.bind((port.host_ip or ("::" if ipv6 else "0.0.0.0"), port.host_port))
+        found.listen(1)
+        found.shutdown(SHUT_RDWR)
+        found.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
+        return found
+    except OSError as error:
+        found.close()
+        raise _refused(port, error, paths) from error
+
+
+def _refused(port: Port, error: OSError, paths: Paths | None) -> Exception:
+    where = f"{port.protocol} port {port.host_port} on {port.host_ip or 'every address'}"
+    if error.errno == 98:  # EADDRINUSE
+        holder = _holder_in_proc(port) or (_holder_in_table(port, paths) if paths else "")
+        return Conflict(
+            f"cannot publish {where}: it is taken" + (f" by {holder}" if holder else ""),
+            hint="choose another host port, or none (`-p 80`) to get a free one",
+        )
+    if error.errno == 99:  # EADDRNOTAVAIL
+        return BadInput(
+            f"cannot publish {where}: the host has no such address", hint="`ip address` lists them"
+        )
+    return KernelError(error.errno or 0, f"bind({where})")
+
+
+def _holder_in_proc(port: Port) -> str:
+    """`nginx (pid 12)`, found by the socket's inode in /proc/net and in /proc/PID/fd. proc(5)."""
+    inodes = set()
+    for version in ("", "6"):
+        try:
+            with open(f"/proc/thread-self/net/{port.protocol}{version}", encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except FileNotFoundError:
+            continue
+        for row in rows:
+            listening = port.protocol == "udp" or row[3] == "0A"
+            if listening and int(row[1].rpartition(":")[2], 16) == port.host_port:
+                inodes.add(f"socket:[{row[9]}]")
+    for pid in filter(str.isdigit, os.listdir("/proc") if inodes else ()):
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                if os.readlink(f"/proc/{pid}/fd/{fd}") in inodes:
+                    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+                        return f"{file.read().strip()} (pid {pid})"
+        except OSError:
+            continue  # the process or the descriptor is gone
+    return ""
+
+
+def _holder_in_table(port: Port, paths: Paths) -> str:
+    """`pod web`, from the comments of our own maps: a held socket does not show in /proc/net."""
+    for number, name in published(paths.nft_table, port.protocol):
+        if number == port.host_port:
+            return f"pod {name}"
+    return ""
+
+
+def published(table: str, protocol: str) -> list[tuple[int, str]]:
+    """(host port, sandbox) of every element in our maps."""
+    found = []
+    for l3 in ("ip", "ip6"):
+        for name in (nat.MAP[l3], f"{nat.MAP[l3]}_any"):
+            try:
+                text = nft.run(f"list map {nat.family_of(table, l3)} {table} {name}")
+            except KernelError:
+                continue  # no table yet, or no IPv6
+            for element in text.replace("{", ",").split(","):
+                # tcp . 192.0.2.1 . 8080 comment "web" : 10.66.0.2 . 80
+                key, comment, rest = element.partition(' comment "')
+                words = key.split(" . ")
+                if comment and words[0].strip() == protocol:
+                    found.append((int(words[-1]), rest.partition('"')[0]))
+    return found
+
+
+# telling nftables
+
+
+def plan_publish(
+    paths: Paths, net: NodeNetwork, name: str, ports: Sequence[Port], ip4: str, ip6: str | None
+) -> list[Step]:
+    """Lead the reserved host ports to the pod. Raises Unsupported where it has no IPv6 address."""
+    if not ports:
+        return []
+    for port in ports:
+        if ":" in port.host_ip and ip6 is None:
+            raise Unsupported(
+                f"cannot publish {port}: this node gives its pods no IPv6 address",
+                hint="publish on an IPv4 address, or switch IPv6 on",
+            )
+    arguments = (net.table, name, [port.as_list() for port in ports], ip4, ip6)
+    return [
+        Step(
+            "network.ports.publish",
+            *arguments,
+            why="lead " + ", ".join(map(str, ports)) + f" to {ip4}",
+            undo=("network.ports.unpublish", arguments),
+            shell="; ".join(_commands("add", "inet", "inet", *arguments)),
+            man="nft(8)",
+        )
+    ]
+
+
+def plan_unpublish(
+    paths: Paths, net: NodeNetwork, name: str, ports: Sequence[Port], ip4: str, ip6: str | None
+) -> list[Step]:
+    """Take the ports of `name` out of the maps; those that are not there are fine."""
+    if not ports:
+        return []
+    arguments = (net.table, name, [port.as_list() for port in ports], ip4, ip6)
+    return [
+        Step(
+            "network.ports.unpublish",
+            *arguments,
+            why="no longer lead " + ", ".join(map(str, ports)) + f" to {ip4}",
+            shell="; ".join(_commands("delete", "inet", "inet", *arguments)),
+            man="nft(8)",
+        )
+    ]
+
+
+def _commands(
+    verb: str, family4: str, family6: str, table: str, name: str, ports: Sequence[Row], ip4: str,
+    ip6: str | None,
+) -> list[str]:  # fmt: skip
+    """One nft command an element. In the maps without address go the ports on every address."""
+    found = []
+    targets = (family4, "ip", "0.0.0.0", ip4), (family6, "ip6", "::", ip6)
+    for host_ip, host_port, container_port, protocol in ports:
+        for family, l3, every, pod in targets:
+            if pod is None or (host_ip != "" and (":" in str(host_ip)) != (l3 == "ip6")):
+                continue
+            where, suffix = f" . {host_ip}", ""
+            if host_ip in ("", every):
+                where, suffix = "", "_any"
+            found.append(
+                f"{verb} element {family} {table} {nat.MAP[l3]}{suffix} "
+                f'{{ {protocol}{where} . {host_port} comment "{name[:120]}"'
+                f" : {pod} . {container_port} }}"
+            )
+    return found
+
+
+def publish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
+    """Add the elements, all or none. Raises KernelError (EEXIST: another pod's port)."""
+    families = nat.family_of(table, "ip"), nat.family_of(table, "ip6")
+    nft.run("\n".join(_commands("add", *families, table, name, ports, ip4, ip6)))
+
+
+def unpublish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
+    """Delete exactly our elements; what is not there, or leads to another pod by now, is left.
+
+    Each delete follows an add of the same element in the same transaction: the add does nothing
+    where it is there and makes the delete possible where it is missing; where the port leads
+    elsewhere the add fails, and so nobody else's element is deleted.
+    """
+    families = nat.family_of(table, "ip"), nat.family_of(table, "ip6")
+    arguments = (*families, table, name, ports, ip4, ip6)
+    pairs = [
+        f"{add}\n{delete}"
+        for add, delete in zip(
+            _commands("add", *arguments), _commands("delete", *arguments), strict=True
+        )
+    ]
+    if not _try("\n".join(pairs)):
+        for pair in pairs:
+            _try(pair)
+
+
+def _try(commands: str) -> bool:
+    """Run; False where an element leads elsewhere (EEXIST) or there is no table (ENOENT)."""
+    try:
+        nft.run(commands)
+    except KernelError as error:
+        if error.errno not in (2, 17):
+            raise
+        return False
+    return True
