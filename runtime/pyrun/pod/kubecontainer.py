@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pyrun.errors import BadInput
+from pyrun.image import reference
+from pyrun.kernel import caps
 from pyrun.pod import model
 from pyrun.pod.quantity import parse_quantity
 from pyrun.pod.yamlfields import Fields
@@ -27,8 +30,6 @@ MAX_STRING = 128 * 1024
 
 REFERENCE = re.compile(r"\$(?:\$|\(([^)]*)\))")
 """`$(NAME)`, or the `$$` that escapes it."""
-
-CAPABILITY = re.compile(r"(CAP_)?[A-Z][A-Z_]*[A-Z]", re.ASCII)
 
 
 def read_containers(spec: Fields, volumes: set[str]) -> tuple[model.ContainerSpec, ...]:
@@ -58,7 +59,7 @@ def _container(
     env = _environment(fields)
     container = model.ContainerSpec(
         name=fields.required("name", model.wrong_label),
-        image=fields.required("image", _wrong_image),
+        image=_image(fields),
         command=_words(fields, "command", env),
         args=_words(fields, "args", env),
         env=tuple(model.EnvVar(name, value) for name, value in env.items()),
@@ -75,8 +76,14 @@ def _container(
     return container
 
 
-def _wrong_image(text: str) -> str:
-    return "must be an image's name, without spaces around it" if text != text.strip() else ""
+def _image(fields: Fields) -> str:
+    text = fields.required("image")
+    try:
+        if text:
+            reference.parse(text[:1000])  # a longer one is wrong too, and would fill the screen
+    except BadInput as error:
+        fields.problem("image", error.message)
+    return text
 
 
 def _wrong_workdir(text: str) -> str:
@@ -164,12 +171,20 @@ def _port(fields: Fields) -> model.PortSpec:
     port = model.PortSpec(
         container_port=fields.integer("containerPort", 1, 65535) or 0,
         host_port=fields.integer("hostPort", 0, 65535) or 0,  # 0 is Kubernetes' "not published"
-        host_ip=fields.string("hostIP", lambda text: model.wrong_address(text) if text else ""),
+        host_ip=model.normal_address(fields.string("hostIP", _wrong_host_ip)),
         protocol=fields.choice("protocol", model.PROTOCOLS, "TCP"),
         name=fields.string("name", lambda text: model.wrong_port_name(text) if text else ""),
     )
+    if port.host_port and port.protocol == "SCTP":
+        fields.problem("protocol", "pyrun cannot publish SCTP yet")
     fields.close()
     return port
+
+
+def _wrong_host_ip(text: str) -> str:
+    if model.normal_address(text) == "::1":
+        return "the kernel lets no packet from ::1 out to a pod; use 127.0.0.1"
+    return model.wrong_address(text) if text else ""
 
 
 def _mounts(fields: Fields, volumes: set[str]) -> tuple[model.Mount, ...]:
@@ -263,4 +278,6 @@ def _capabilities(fields: Fields, name: str) -> tuple[str, ...]:
 
 
 def _wrong_capability(text: str) -> str:
-    return "" if CAPABILITY.fullmatch(text) else "must be a capability such as NET_ADMIN, or ALL"
+    if text == "ALL" or text.removeprefix("CAP_") in caps.NAMES:
+        return ""
+    return "must be a capability such as NET_ADMIN, or ALL"

@@ -221,15 +221,19 @@ def wrong_path(text: str) -> str:
 
 
 def wrong_address(text: str) -> str:
+    return "" if normal_address(text) else "must be an IPv4 or IPv6 address"
+
+
+def normal_address(text: str) -> str:
+    """An IP address in its one spelling (`0:0::1` → `::1`), "" for what is none."""
     import _socket
 
     for family in (_socket.AF_INET, _socket.AF_INET6):
         try:
-            _socket.inet_pton(family, text)
-            return ""
+            return _socket.inet_ntop(family, _socket.inet_pton(family, text))
         except (OSError, ValueError):
             continue
-    return "must be an IPv4 or IPv6 address"
+    return ""
 
 
 def normal_path(text: str) -> str:

@@ -289,6 +289,9 @@ def test_variables_that_double_are_stopped_at_the_kernels_limit() -> None:
         ("securityContext: {seccompProfile: {type: Unconfined}}", "does not support it yet"),
         ("securityContext: {runAsUser: -1}", "must be between 0 and 2147483647; got -1"),
         ("securityContext: {capabilities: {add: [net_admin]}}", "must be a capability such as"),
+        ("securityContext: {capabilities: {drop: [NET_ADMINS]}}", "must be a capability such as"),
+        ("ports: [{containerPort: 1, hostPort: 1, protocol: SCTP}]", "cannot publish SCTP yet"),
+        ("ports: [{containerPort: 1, hostIP: '0:0::1'}]", "lets no packet from ::1 out"),
         ("volumeMounts: [{name: v, mountPath: /v}]", "the pod has no volume v; it has no volumes"),
     ],
 )  # fmt: skip
@@ -352,6 +355,12 @@ def test_restart_policies_that_need_restarting_are_refused(policy: str) -> None:
     assert f"spec.restartPolicy (line 6, column 18): {policy} is not supported yet" in fault_of(
         text
     )
+
+
+@pytest.mark.parametrize("image", ["' nginx'", "NGINX", "'nginx:'", "a//b", "nginx@sha256:12"])
+def test_image_names_are_checked(image: str) -> None:
+    text = f"{HEAD}  containers: [{{name: a, image: {image}}}]"
+    assert "spec.containers[0].image (line 7, column 33): " in fault_of(text)
 
 
 def test_container_names_are_unique() -> None:
