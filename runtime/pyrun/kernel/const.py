@@ -90,7 +90,11 @@ SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_LOG = 2
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 SECCOMP_MODE_FILTER = 2
+BPF_MAXINSNS = 4096
 LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+# linux/close_range.h
+CLOSE_RANGE_CLOEXEC = 4
 
 # linux/magic.h: statfs(2) f_type
 TMPFS_MAGIC = 0x01021994
@@ -109,6 +113,7 @@ SYS_fsconfig = 431
 SYS_fsmount = 432
 SYS_pidfd_open = 434
 SYS_clone3 = 435
+SYS_close_range = 436
 SYS_openat2 = 437
 SYS_pidfd_getfd = 438
 SYS_mount_setattr = 442
