@@ -46,8 +46,8 @@ def compiled(profile: dict[str, Any], cache_dir: str) -> str:
     except (OSError, BadInput):
         from pyrun.oci import seccomp_compile
 
-        flags = seccomp_compile.filter_flags(profile)
-        body = flags.to_bytes(4, "little") + seccomp_compile.compile_profile(profile)
+        program = seccomp_compile.compile_profile(profile)
+        body = seccomp_compile.filter_flags(profile).to_bytes(4, "little") + program
         os.makedirs(cache_dir, 0o700, exist_ok=True)
         _write(path, _checksum(path, body) + body)
     return path

@@ -111,6 +111,21 @@ def test_wrong_profile_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
     assert not os.path.exists(f"{tmp_path}/cache")
 
 
+def test_containers_that_start_together_compile_side_by_side(tmp_path: Path) -> None:
+    code = (
+        "from pyrun.oci import seccomp\n"
+        f"print(seccomp.load(seccomp.compiled({PROFILE!r}, {str(tmp_path)!r})).hex())\n"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    together = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment)
+        for _ in range(8)
+    ]
+    answers = {process.communicate()[0] for process in together}
+    assert len(answers) == 1 and answers != {b""}
+    assert len(os.listdir(tmp_path)) == 1
+
+
 def test_hit_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\n"
