@@ -271,9 +271,14 @@ def enable(directory: str, controllers: list[str], needed: list[str]) -> None:
     try:
         files.write(file, " ".join(f"+{name}" for name in controllers))
         return
-    except OSError:
-        # The kernel takes all or none. One by one shows which it is.
-        pass
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            # Processes inside. One by one cpu and pids would be taken all the same, and make it a
+            # threaded cgroup, below which memory can never be limited again.
+            if needed:
+                raise not_enabled(error, directory, needed[0]) from error
+            return
+    # The kernel takes all or none; one by one shows which it refuses.
     for name in controllers:
         try:
             files.write(file, f"+{name}")

@@ -1,0 +1,78 @@
+"""Run inside the VM with systemd as process 1: pyrun stays in the cgroup systemd lends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from kernel.cgroup_lab import inside, remove, value, wait_forever
+from pyrun.cgroup import api, systemd
+from pyrun.explain import steps
+
+MIB = 1 << 20
+
+CREATE = """
+import sys
+from pyrun.cgroup import api
+from pyrun.explain import steps
+layout = api.host_layout()
+limits = {"memory": {"limit": 67108864}}
+steps.run(api.plan_create(layout, f"{layout.base()}/{sys.argv[1]}", limits))
+"""
+
+
+@pytest.fixture
+def layout() -> Iterator[api.Layout]:
+    with open("/proc/1/comm") as comm:
+        assert comm.read() == "systemd\n"
+    yield api.host_layout()
+    subprocess.run(["systemctl", "stop", systemd.UNIT], check=False, capture_output=True)
+
+
+def systemctl(*words: str) -> str:
+    answer = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()
+
+
+def test_containers_live_in_a_delegated_unit(layout: api.Layout) -> None:
+    path = f"{layout.base()}/web/nginx"
+    assert path.startswith("machine.slice/pyrun.service/")
+    steps.run(api.plan_create(layout, path, {"memory": {"limit": 32 * MIB}, "pids": {"limit": 9}}))
+    assert value(layout, path, "memory", "memory.max") == str(32 * MIB)
+    assert systemctl("show", "--value", "-p", "Delegate", systemd.UNIT) == "yes"
+    assert systemctl("show", "--value", "-p", "ControlGroup", systemd.UNIT) == "/" + layout.base()
+    with inside(layout, path, wait_forever) as pid:
+        systemctl("daemon-reload")
+        systemctl("daemon-reexec")
+        # systemd leaves limits and processes of the delegated part alone.
+        assert value(layout, path, "memory", "memory.max") == str(32 * MIB)
+        assert api.pids(layout, path) == [pid]
+    remove(layout, f"{layout.base()}/web")
+    assert systemctl("is-active", systemd.UNIT) == "active"
+
+
+def test_first_containers_may_come_at_once(layout: api.Layout) -> None:
+    started = [subprocess.Popen([sys.executable, "-c", CREATE, f"pod{i}"]) for i in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    for i in range(3):
+        assert value(layout, f"{layout.base()}/pod{i}", "memory", "memory.max") == "67108864"
+        remove(layout, f"{layout.base()}/pod{i}")
+
+
+def test_stopping_the_unit_ends_every_container(layout: api.Layout) -> None:
+    path = f"{layout.base()}/web/nginx"
+    steps.run(api.plan_create(layout, path, {}))
+    with inside(layout, path, wait_forever) as pid:
+        systemctl("stop", systemd.UNIT)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (
+            -signal.SIGTERM,
+            -signal.SIGKILL,
+        )
+    steps.run(api.plan_create(layout, path, {"pids": {"limit": 3}}))
+    assert value(layout, path, "pids", "pids.max") == "3"
+    remove(layout, f"{layout.base()}/web")
