@@ -80,6 +80,9 @@ class Narrator:
     def undone(self, step: Step) -> None:
         pass
 
+    def inside(self, name: str, plan: Plan) -> None:
+        """`plan` is what container `name`'s first process will do before it executes."""
+
 
 narrator = Narrator()
 """The narrator of this process; `pyrun --explain` replaces it."""

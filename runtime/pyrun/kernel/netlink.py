@@ -62,7 +62,8 @@ RTN_UNICAST = 1
 # linux/if_link.h, linux/veth.h, linux/if.h
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU = 1, 3, 4
 IFLA_MASTER, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 10, 18, 26, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+IFLA_BRPORT_MODE = 4
 IFLA_INET6_ADDR_GEN_MODE = 8
 IN6_ADDR_GEN_MODE_NONE = 1
 VETH_INFO_PEER = 1
@@ -320,18 +321,40 @@ def add_veth(
     )
 
 
-def set_up(netlink: Netlink, name: str, *, addressless: bool = False) -> None:
-    """`ip link set NAME up`: RTM_NEWLINK for a link that exists, with IFF_UP to be changed.
-
-    `addressless` adds `addrgenmode none`, so that it gets no fe80:: address: a port of a bridge
-    needs none. It is IFLA_AF_SPEC/AF_INET6/IFLA_INET6_ADDR_GEN_MODE, and cannot be said in the
-    message that creates a link.
-    """
+def set_up(netlink: Netlink, name: str) -> None:
+    """`ip link set NAME up`: RTM_NEWLINK for a link that exists, with IFF_UP to be changed."""
     body = _ifinfomsg.pack(AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + text(IFLA_IFNAME, name)
-    if addressless:
+    netlink.request(RTM_NEWLINK, 0, body, f"RTM_NEWLINK {name} up")
+
+
+def set_port_up(netlink: Netlink, name: str, *, ipv6: bool) -> None:
+    """`ip link set NAME up addrgenmode none type bridge_slave hairpin on`, for a bridge's port.
+
+        ifinfomsg       IFF_UP
+        IFLA_IFNAME
+        IFLA_LINKINFO
+            IFLA_INFO_SLAVE_KIND    "bridge": what follows is about its being a port of one
+            IFLA_INFO_SLAVE_DATA
+                IFLA_BRPORT_MODE 1  hairpin: frames may leave by the port they came in by
+        IFLA_AF_SPEC
+            AF_INET6
+                IFLA_INET6_ADDR_GEN_MODE  none: a port needs no fe80:: address of its own
+
+    A pod that reaches itself through a published port needs the hairpin: where br_netfilter shows
+    bridged frames to nftables, such a frame is turned round inside the bridge. Neither can be said
+    in the message that creates the link.
+    """
+    hairpin = nested(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
+    body = _ifinfomsg.pack(AF_UNSPEC, 0, 0, IFF_UP, IFF_UP) + b"".join(
+        (
+            text(IFLA_IFNAME, name),
+            nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), hairpin),
+        )
+    )
+    if ipv6:
         mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
         body += nested(IFLA_AF_SPEC, nested(AF_INET6, mode))
-    netlink.request(RTM_NEWLINK, 0, body, f"RTM_NEWLINK {name} up")
+    netlink.request(RTM_NEWLINK, 0, body, f"RTM_NEWLINK {name} up, hairpin")
 
 
 def delete_link(netlink: Netlink, name: str) -> bool:

@@ -3,8 +3,8 @@
 root      what survives a reboot: images, layers, records, volumes   (/var/lib/pyrun)
 run_root  what dies with the kernel: namespaces, sockets, leases     (/run/pyrun)
 
-With other roots the names of the bridge, the nftables table, the cgroup parent and the directory
-of pinned network namespaces change too, so that several nodes can live on one machine.
+With other roots the names of the bridge, the nftables table, the cgroups and the directory of
+pinned network namespaces change too, so that several nodes can live on one machine.
 """
 
 from __future__ import annotations
@@ -37,10 +37,6 @@ class Paths:
     @property
     def nft_table(self) -> str:
         return f"pyrun_{self.tag}" if self.tag else "pyrun"
-
-    @property
-    def cgroup_parent(self) -> str:
-        return f"pyrun-{self.tag}" if self.tag else "pyrun"
 
     @property
     def netns(self) -> str:

@@ -1,0 +1,254 @@
+"""Connecting a terminal or a pipe to a container: output from its log, input to its supervisor.
+
+Output is always read from the log, woken by the supervisor, so that any number of clients can
+watch, none can slow the container down, and no byte is lost between "running" and "attached".
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import struct
+import termios
+
+from pyrun.container import record as records_of
+from pyrun.container.client import Connection, start_error
+from pyrun.container.log import LogReader
+from pyrun.errors import PyrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyrun.store.paths import Paths
+
+DETACH = b"\x10\x11"
+"""Ctrl-P Ctrl-Q: leave the container running, as docker and podman have it."""
+
+
+class Raw:
+    """The caller's terminal in raw mode for a `with` block; always put back, whatever happens."""
+
+    def __init__(self, fd: int = 0) -> None:
+        self.fd = fd
+        self.saved: list[Any] | None = None
+
+    def __enter__(self) -> Raw:
+        if os.isatty(self.fd):
+            import tty
+
+            self.saved = termios.tcgetattr(self.fd)
+            tty.setraw(self.fd)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.saved is not None:
+            termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
+
+
+class Resizes:
+    """SIGWINCH as a descriptor to poll: the signal handler writes a byte into a pipe."""
+
+    def __init__(self) -> None:
+        import signal
+
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.previous = signal.signal(signal.SIGWINCH, lambda *_: os.write(self.writer, b"!"))
+
+    def close(self) -> None:
+        import signal
+
+        signal.signal(signal.SIGWINCH, self.previous)
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+def window_size(fd: int = 0) -> bytes:
+    """Rows and columns of a terminal as TIOCSWINSZ wants them (8 bytes), or b"" for none."""
+    try:
+        return fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8)
+    except OSError:
+        return b""
+
+
+def launch_attached(
+    paths: Paths, sandbox: str, name: str, *, tty: bool, stdin: bool, explain: Any = None
+) -> int:
+    """Have the supervisor launch `name` with this process attached from the first byte.
+
+    Returns the container's exit code. Raises PyrunError where it could not be launched.
+    """
+    reader = LogReader(paths.container(name), at_end=True)
+    connection = Connection(paths, sandbox)
+    with connection:
+        connection.send({"do": "start", "name": name, "attach": True})
+        while True:
+            answer, _ = connection.receive()
+            if answer is None:
+                raise PyrunError(f"the supervisor of {sandbox} ended while it launched {name}")
+            if isinstance(answer, dict) and "error" in answer:
+                raise start_error(paths, name, answer)
+            if isinstance(answer, dict) and "pid" in answer:
+                break
+        return Session(connection, reader, tty=tty, stdin=stdin).run()
+
+
+def attach(paths: Paths, name: str, *, stdin: bool) -> int:
+    """Attach to a running container. Returns its exit code, or 0 after Ctrl-P Ctrl-Q."""
+    record = records_of.container(paths, name)
+    records_of.require_running(paths, name)
+    reader = LogReader(paths.container(name), at_end=True)
+    with Connection(paths, record["sandbox"]) as connection:
+        connection.send({"do": "attach", "name": name})
+        return Session(connection, reader, tty=record["tty"], stdin=stdin).run()
+
+
+class Session:
+    """One attachment: pump until the container has ended or the user detaches."""
+
+    def __init__(
+        self, connection: Connection, reader: LogReader, *, tty: bool, stdin: bool
+    ) -> None:
+        self.connection = connection
+        self.reader = reader
+        self.tty = tty and os.isatty(0)
+        self.stdin = stdin
+        self.held = b""
+
+    def run(self) -> int:
+        poll = select.poll()
+        poll.register(self.connection.socket.fileno(), select.POLLIN)
+        resizes = Resizes() if self.tty else None
+        if resizes is not None:
+            poll.register(resizes.reader, select.POLLIN)
+            self.resize()
+        if self.stdin:
+            poll.register(0, select.POLLIN)
+        try:
+            with Raw() if self.tty else _Nothing():
+                while True:
+                    ready = dict(poll.poll())
+                    if resizes is not None and resizes.reader in ready:
+                        os.read(resizes.reader, 64)
+                        self.resize()
+                    if 0 in ready and self.stdin and not self.input(poll):
+                        return 0
+                    if self.connection.socket.fileno() in ready:
+                        code = self.told()
+                        if code is not None:
+                            return code
+        finally:
+            self.reader.close()
+            if resizes is not None:
+                resizes.close()
+
+    def told(self) -> int | None:
+        """What the supervisor says: more output, the end, or the end of everything."""
+        answer, _ = self.connection.receive()
+        if answer is None:
+            self.drain()
+            raise PyrunError("the supervisor ended; the container's exit code is not known")
+        self.drain()
+        if isinstance(answer, dict):
+            if "ended" in answer:
+                self.connection.send(b"D")
+            elif "exit" in answer:
+                return int(answer["exit"])
+        return None
+
+    def drain(self) -> None:
+        for entry in self.reader.entries():
+            write_all(2 if entry.stream == "stderr" else 1, entry.data)
+
+    def resize(self) -> None:
+        if size := window_size():
+            self.connection.send(b"R" + size[:4])
+
+    def input(self, poll: select.poll) -> bool:
+        """Pass input on. False when the user typed the detach keys."""
+        data = os.read(0, 4096)
+        if not data:
+            poll.unregister(0)
+            self.stdin = False
+            self.connection.send(b"E")
+            return True
+        if self.tty:
+            data = self.held + data
+            self.held = b""
+            before, keys, _ = data.partition(DETACH)
+            if keys:
+                if before:
+                    self.connection.send(b"I" + before)
+                return False
+            if data.endswith(DETACH[:1]):
+                data, self.held = data[:-1], DETACH[:1]
+        if data:
+            self.connection.send(b"I" + data)
+        return True
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+def pump_terminal(master: int, connection: Connection) -> int:
+    """`exec -t`: between the caller's terminal and the pty of the new process, until its exit."""
+    resizes = Resizes()
+    poll = select.poll()
+    for fd in (0, master, resizes.reader, connection.socket.fileno()):
+        poll.register(fd, select.POLLIN)
+
+    def resize() -> None:
+        if size := window_size():
+            fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *struct.unpack("4H", size)))
+
+    resize()
+    code = 0
+    try:
+        with Raw():
+            while True:
+                ready = dict(poll.poll())
+                if resizes.reader in ready:
+                    os.read(resizes.reader, 64)
+                    resize()
+                if 0 in ready:
+                    data = os.read(0, 4096)
+                    if data:
+                        write_all(master, data)
+                    else:
+                        poll.unregister(0)
+                        write_all(master, b"\x04")  # Ctrl-D: the terminal's end of file
+                if master in ready and not _copy(master):
+                    poll.unregister(master)
+                if connection.socket.fileno() in ready:
+                    answer, _ = connection.receive()
+                    if answer is None or "exit" in answer:
+                        os.set_blocking(master, False)
+                        while _copy(master):
+                            pass
+                        return code if answer is None else int(answer["exit"])
+    finally:
+        resizes.close()
+        os.close(master)
+
+
+def _copy(master: int) -> bool:
+    try:
+        data = os.read(master, 65536)
+    except OSError:  # EIO: nobody holds the other end any more
+        return False
+    write_all(1, data)
+    return bool(data)

@@ -1,0 +1,260 @@
+"""The CLI's side of the supervisor: starting it, asking it, ending it.
+
+The protocol is described in `supervisor.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+
+import _socket
+
+from pyrun.container import record as records_of
+from pyrun.errors import EXIT_CANNOT_INVOKE, EXIT_NOT_FOUND, KernelError, PyrunError
+from pyrun.explain import steps
+from pyrun.kernel import mounts, process
+from pyrun.store import records
+from pyrun.store.fastjson import dumps, loads
+from pyrun.store.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SEQPACKET = 5 | 0o2000000  # SOCK_SEQPACKET | SOCK_CLOEXEC
+
+
+class Connection:
+    """One connection to a sandbox's supervisor."""
+
+    def __init__(self, paths: Paths, sandbox: str) -> None:
+        """Raises PyrunError where no supervisor answers."""
+        self.socket = _socket.socket(1, SEQPACKET)
+        try:
+            with_short_path(f"{paths.sandbox_run(sandbox)}/socket", self.socket.connect)
+        except OSError as error:
+            self.socket.close()
+            raise PyrunError(
+                f"the supervisor of {sandbox} does not answer: {steps.describe(error)}",
+                hint=f"`pyrun stop {sandbox}` and `start` set it up again; `rm -f` removes it",
+            ) from error
+
+    def send(self, value: Any, fds: tuple[int, ...] = ()) -> None:
+        data = value if isinstance(value, bytes) else dumps(value).encode()
+        rights = [(1, 1, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        self.socket.sendmsg([data], rights)
+
+    def receive(self) -> tuple[Any, int]:
+        """(JSON value or b"W", descriptor or -1). (None, -1) when the supervisor is gone."""
+        try:
+            data, ancillary, _, _ = self.socket.recvmsg(1 << 17, 64, 0x40000000)
+        except ConnectionResetError:
+            return None, -1
+        fd = struct.unpack("i", ancillary[0][2][:4])[0] if ancillary else -1
+        if not data:
+            return None, fd
+        return (loads(data.decode()) if data[:1] == b"{" else data), fd
+
+    def ask(self, value: Any, fds: tuple[int, ...] = ()) -> dict[str, Any]:
+        """Send a request and return its answer. Raises PyrunError where there is none."""
+        self.send(value, fds)
+        while True:
+            answer, _ = self.receive()
+            if answer is None:
+                raise PyrunError(
+                    "the supervisor ended in the middle of a request",
+                    hint="supervisor.log beside its socket may say why",
+                )
+            if isinstance(answer, dict) and "step" in answer and "at" in answer:
+                continue
+            if isinstance(answer, dict):
+                return answer
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def with_short_path(path: str, use: Any) -> None:
+    """A UNIX socket's path may have 107 bytes; through a directory descriptor any is short."""
+    directory, _, name = path.rpartition("/")
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        use(f"/proc/self/fd/{fd}/{name}")
+    finally:
+        os.close(fd)
+
+
+# steps
+
+CODE = (
+    "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2:2+n]; "
+    "from pyrun.container.supervisor import main; main(sys.argv[2+n:])"
+)
+
+
+def spawn_supervisor(
+    root: str,
+    run_root: str,
+    name: str,
+    kind: str,
+    cgroup_files: list[str],
+    sockets: list[int],
+    ips: list[str],
+    published: list[list[Any]],
+) -> None:
+    """Execute the supervisor, detached, with a listening socket; it answers from now on."""
+    paths = Paths(root, run_root)
+    run = paths.sandbox_run(name)
+    listener = _socket.socket(1, SEQPACKET)
+    interpreter = os.path.realpath(sys.executable or "/usr/bin/python3")
+    try:
+        image = mounts.read_only_clone(interpreter)
+    except KernelError as error:
+        if error.errno != 38:
+            raise
+        image = os.open(interpreter, os.O_RDONLY | os.O_CLOEXEC)  # before Linux 5.12
+    errors = os.open(
+        f"{run}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+    )
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with_short_path(f"{run}/socket", listener.bind)
+        listener.listen(128)
+        for fd in (listener.fileno(), *sockets):
+            os.set_inheritable(fd, True)
+        where = [path for path in sys.path if path and os.path.isdir(path)]
+        pid = os.posix_spawn(
+            f"/proc/self/fd/{image}",
+            [
+                sys.executable or interpreter, "-IS", "-c", CODE,
+                str(len(where)), *where,
+                root, run_root, name, str(listener.fileno()), kind, *cgroup_files,
+            ],
+            {"LANG": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, null, 0),
+                (os.POSIX_SPAWN_DUP2, null, 1),
+                (os.POSIX_SPAWN_DUP2, errors, 2),
+            ],
+            setsid=True,
+            setsigmask=[],
+        )  # fmt: skip
+    finally:
+        for fd in (image, errors, null, *sockets):
+            os.close(fd)
+        sockets.clear()
+        listener.close()
+    records.write(
+        f"{run}/state.json",
+        {
+            "boot": records.boot_id(),
+            "supervisor": [pid, process.start_time(pid)],
+            "ips": ips,
+            "ports": published,
+        },
+        durable=False,
+    )
+
+
+def end_supervisor(root: str, run_root: str, name: str) -> None:
+    """Ask the supervisor to go and wait until it has; kill it where it does not listen."""
+    paths = Paths(root, run_root)
+    pid, ticks = records_of.sandbox_state(paths, name).get("supervisor", (0, 0))
+    if not process.is_alive(pid, ticks):
+        return
+    try:
+        with Connection(paths, name) as connection:
+            connection.send({"do": "quit"})
+    except (OSError, PyrunError):
+        pass
+    if not wait_for_end(pid, ticks, 2.0):
+        process.kill_pid(pid, ticks, 9)
+        wait_for_end(pid, ticks, 5.0)
+
+
+def wait_for_end(pid: int, ticks: int, seconds: float) -> bool:
+    """Whether that very process ended within `seconds`."""
+    import select
+
+    try:
+        fd = process.pidfd_open(pid)
+    except KernelError:
+        return True
+    try:
+        if not process.is_alive(pid, ticks):
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    finally:
+        os.close(fd)
+
+
+def launch_member(root: str, run_root: str, sandbox: str, name: str) -> None:
+    """Ask the supervisor to launch `name`. Raises PyrunError with docker's exit codes."""
+    with Connection(Paths(root, run_root), sandbox) as connection:
+        answer = connection.ask({"do": "start", "name": name})
+    if "error" in answer:
+        raise start_error(Paths(root, run_root), name, answer)
+
+
+def end_member(root: str, run_root: str, sandbox: str, name: str) -> None:
+    """Kill a member and wait until its supervisor has reaped it: undoes `launch_member`."""
+    paths = Paths(root, run_root)
+    state = records_of.status(paths, name)
+    if state.running:
+        process.kill_pid(state.pid, state.ticks, 9)
+        wait_for_end(state.pid, state.ticks, 5.0)
+
+
+def start_error(paths: Paths, name: str, answer: dict[str, Any]) -> PyrunError:
+    """The supervisor's account of a failed start as an error that tells where and why."""
+    order = records.read(f"{paths.container_run(name)}/init.json") or {"plan": []}
+    index, number = answer["step"], answer["errno"]
+    step = order["plan"][index] if 0 <= index < len(order["plan"]) else [""]
+    return describe_failure(f"cannot start {name}", step, number, answer["error"])
+
+
+def describe_failure(what: str, step: list[Any], number: int, text: str) -> PyrunError:
+    """One message for a step that failed inside a container."""
+    if step[0] == "execute":
+        program = step[1][0]
+        if number == 2:
+            return PyrunError(
+                f"{what}: {program!r}: no such command in the image",
+                hint="a script's #! line may name an interpreter that the image lacks"
+                if "/" in program
+                else "it is in no directory of PATH; `pyrun run IMAGE ls /bin` shows what is there",
+                exit_code=EXIT_NOT_FOUND,
+            )
+        if number == 20:
+            return PyrunError(
+                f"{what}: {program!r}: a part of its path is not a directory",
+                exit_code=EXIT_NOT_FOUND,
+            )
+        hints = {
+            13: "it is not executable, is a directory, or lies on a noexec mount",
+            8: "it is neither a program for this machine nor a script with a #! line",
+        }
+        return PyrunError(
+            f"{what}: cannot execute {program!r}: {steps.errno_text(number)}",
+            hint=hints.get(number, ""),
+            exit_code=EXIT_CANNOT_INVOKE,
+        )
+    place = f"{step[0]}({', '.join(map(steps.short, step[1:]))})" if step[0] else "the launch"
+    error = KernelError(number, text)
+    return PyrunError(
+        f"{what}: {text}" + (f" ({steps.errno_text(number)})" if number and "E" not in text else ""),
+        hint="\n".join(
+            filter(None, (f"it failed at the step {place}", steps.likely_cause(error)))
+        ),
+        exit_code=EXIT_CANNOT_INVOKE if step[0] == "chdir" else 125,
+    )

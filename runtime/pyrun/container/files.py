@@ -1,0 +1,52 @@
+"""The small acts on a container's own files that its plans name."""
+
+from __future__ import annotations
+
+import os
+
+from pyrun.store import records
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def make_upper(directory: str, mode: int, uid: int, gid: int) -> None:
+    """upper/ and work/. The upper directory's own mode and owner are what `/` shows."""
+    os.mkdir(f"{directory}/work", 0o711)
+    os.mkdir(f"{directory}/upper", 0o755)
+    os.chmod(f"{directory}/upper", mode)
+    os.chown(f"{directory}/upper", uid, gid)
+
+
+def make_volume(path: str) -> None:
+    os.makedirs(path, 0o755, exist_ok=True)
+
+
+def write_config(directory: str, config: dict[str, Any]) -> None:
+    records.write(f"{directory}/config.json", config)
+
+
+def write_order(run: str, order: dict[str, Any]) -> None:
+    os.makedirs(run, 0o711, exist_ok=True)
+    records.write(f"{run}/init.json", order, durable=False)
+
+
+def mark_started(directory: str) -> None:
+    """An empty file; together with no exit.json and no process it means: cut off by a reboot."""
+    for name in ("exit.json",):
+        try:
+            os.unlink(f"{directory}/{name}")
+        except FileNotFoundError:
+            pass
+    os.close(os.open(f"{directory}/started", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def keep_exit(run: str, directory: str) -> None:
+    """Move an exit record from memory to disk; a disk that is still full leaves it lost."""
+    facts = records.read(f"{run}/exit.json")
+    if facts is not None and os.path.isdir(directory):
+        try:
+            records.write(f"{directory}/exit.json", facts)
+        except OSError:
+            pass

@@ -1,0 +1,289 @@
+"""Creating, starting, stopping and removing a container: the plans, all of them pure.
+
+`verbs.py` gathers what they need and runs them.
+"""
+
+from __future__ import annotations
+
+from pyrun.cgroup import api as cgroup
+from pyrun.container import sandbox
+from pyrun.explain.steps import Step
+from pyrun.oci import initplan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyrun.explain.steps import Plan
+    from pyrun.store.paths import Paths
+
+
+def plan_create_sandbox(paths: Paths, record: dict[str, Any]) -> Plan:
+    name = record["name"]
+    directory = paths.sandbox(name)
+    return [
+        Step(
+            "container.record.claim",
+            paths.sandboxes,
+            name,
+            "pod",
+            why=f"take the name {name}: only one mkdir can make the directory",
+            undo=("kernel.files.remove_tree", (directory,)),
+            shell=f"mkdir {directory}",
+            man="mkdir(2)",
+        ),
+        Step(
+            "container.record.link_id",
+            paths.ids,
+            record["id"],
+            f"sandboxes/{name}",
+            why="make it findable by its id",
+            undo=("kernel.files.unlink", (f"{paths.ids}/{record['id']}",)),
+            shell=f"ln -s sandboxes/{name} {paths.ids}/{record['id']}",
+        ),
+        Step(
+            "container.record.save",
+            directory,
+            record,
+            why="write down what was asked for",
+            shell=f"cat > {directory}/record.json",
+        ),
+    ]
+
+
+def plan_create(
+    paths: Paths, record: dict[str, Any], config: dict[str, Any], root_mode: list[int]
+) -> Plan:
+    """The files of a new container. `root_mode`: mode, uid and gid of the image's own `/`."""
+    name = record["name"]
+    directory = paths.container(name)
+    return [
+        Step(
+            "container.record.claim",
+            paths.containers,
+            name,
+            "container",
+            why=f"take the name {name}: only one mkdir can make the directory",
+            undo=("kernel.files.remove_tree", (directory,)),
+            shell=f"mkdir {directory}",
+            man="mkdir(2)",
+        ),
+        Step(
+            "container.record.link_id",
+            paths.ids,
+            record["id"],
+            f"containers/{name}",
+            why="make it findable by its id",
+            undo=("kernel.files.unlink", (f"{paths.ids}/{record['id']}",)),
+            shell=f"ln -s containers/{name} {paths.ids}/{record['id']}",
+        ),
+        Step(
+            "container.files.make_upper",
+            directory,
+            *root_mode,
+            why="make the directory that takes this container's own changes",
+            shell=f"mkdir {directory}/upper {directory}/work",
+            man="https://docs.kernel.org/filesystems/overlayfs.html",
+        ),
+        *(
+            Step(
+                "container.files.make_volume",
+                path,
+                why="make the directory of a volume",
+                shell=f"mkdir -p {path}",
+            )
+            for path in record["volume_directories"]
+        ),
+        Step(
+            "container.files.write_config",
+            directory,
+            config,
+            why="write the OCI config.json: everything the container will be",
+            shell=f"cat > {directory}/config.json",
+            man="https://github.com/opencontainers/runtime-spec/blob/main/config.md",
+        ),
+        Step(
+            "container.record.save",
+            directory,
+            record,
+            why="write down what was asked for",
+            shell=f"cat > {directory}/record.json",
+        ),
+        Step(
+            "container.record.add_member",
+            paths.sandbox(record["sandbox"]),
+            name,
+            why=f"count it among the members of {record['sandbox']}",
+            undo=("container.record.drop_member", (paths.sandbox(record["sandbox"]), name)),
+        ),
+    ]
+
+
+def order(
+    paths: Paths,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    layout: cgroup.Layout,
+    lowerdirs: list[str],
+    seccomp_program: str,
+) -> tuple[dict[str, Any], Plan]:
+    """init.json, the supervisor's order to launch this container, and its init plan with words."""
+    name = record["name"]
+    group = sandbox.cgroup_path(paths, layout, record["sandbox"], name)
+    flags, plan = initplan.init_plan(
+        config,
+        rootfs=paths.rootfs,
+        overlay=initplan.Overlay(
+            lowerdirs, f"{paths.container(name)}/upper", f"{paths.container(name)}/work"
+        ),
+        cgroup_files=cgroup.join_files(layout, group),
+        seccomp_program=seccomp_program,
+        init=record["init"],
+    )
+    pid_path = next(
+        (ns.get("path", "") for ns in config["linux"]["namespaces"] if ns["type"] == "pid"), ""
+    )
+    value = {
+        "flags": flags,
+        "plan": [[step.op, *step.args] for step in plan],
+        "unified": cgroup.unified_directory(layout, group) or "",
+        "pid_namespace": pid_path,
+        "cgroups": cgroup_mounts(layout),
+        "terminal": config["process"]["terminal"],
+        "stdin": record["stdin"],
+        "oom_files": oom_files(layout, group),
+        "tell_steps": False,
+    }
+    for key in ("log_size", "log_files"):
+        if record.get(key) is not None:
+            value[key] = record[key]
+    return value, plan
+
+
+def cgroup_mounts(layout: cgroup.Layout) -> list[list[str]]:
+    """What /sys/fs/cgroup shows: [[directory, options], …]; one nameless entry for pure v2."""
+    hierarchies = layout.hierarchies()
+    if all(hierarchy.version == 2 for hierarchy in hierarchies):
+        return [["", "cgroup2"]]
+    named = {hierarchy.mount: name for name, hierarchy in layout.named.items()}
+    found = []
+    for hierarchy in hierarchies:
+        if hierarchy.version == 2:
+            options = "cgroup2"
+        elif hierarchy.mount in named:
+            options = f"none,name={named[hierarchy.mount]}"
+        else:
+            options = ",".join("blkio" if c == "io" else c for c in hierarchy.controllers)
+        found.append([hierarchy.mount.rpartition("/")[2], options])
+    return found
+
+
+def oom_files(layout: cgroup.Layout, group: str) -> list[str]:
+    """Where the kernel counts what it killed for want of memory."""
+    memory = layout.controllers.get("memory")
+    if memory is None:
+        return []
+    name = "memory.events" if memory.version == 2 else "memory.oom_control"
+    return [f"{memory.directory(group)}/{name}"]
+
+
+def plan_start(
+    paths: Paths,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    layout: cgroup.Layout,
+    init_order: dict[str, Any],
+    *,
+    launch: bool = True,
+) -> Plan:
+    """The steps that start a member of a sandbox that is up.
+
+    `launch=False` leaves the last one out, for who wants to be attached from the first byte.
+    """
+    name, sandbox_name = record["name"], record["sandbox"]
+    run = paths.container_run(name)
+    group = sandbox.cgroup_path(paths, layout, sandbox_name, name)
+    plan = [
+        *cgroup.plan_create(layout, group, config["linux"]["resources"]),
+        Step("kernel.files.mkdir", paths.rootfs, why="have the empty directory where rootfs go"),
+        Step(
+            "container.files.write_order",
+            run,
+            init_order,
+            why="write the init plan: what the new process does before it becomes the program",
+            undo=("kernel.files.remove_tree", (run,)),
+            shell=f"cat > {run}/init.json",
+        ),
+        Step(
+            "container.files.mark_started",
+            paths.container(name),
+            why="note that it has run, so that a reboot does not make it look new",
+        ),
+    ]
+    if launch:
+        plan.append(
+            Step(
+                "container.client.launch_member",
+                paths.root,
+                paths.run_root,
+                sandbox_name,
+                name,
+                why=f"launch {config['process']['args'][0]}: clone into new namespaces, then the "
+                "init plan",
+                undo=(
+                    "container.client.end_member",
+                    (paths.root, paths.run_root, sandbox_name, name),
+                ),
+                shell="unshare --mount --pid --fork --cgroup …",
+                man="clone(2)",
+            )
+        )
+    return plan
+
+
+def plan_member_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Plan:
+    """After a member has ended: its cgroup and its directory below the run root."""
+    name = record["name"]
+    run = paths.container_run(name)
+    return [
+        *cgroup.plan_remove(layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name)),
+        Step(
+            "container.files.keep_exit",
+            run,
+            paths.container(name),
+            why="keep the exit code that a full disk had left in memory",
+        ),
+        Step(
+            "kernel.files.remove_tree",
+            run,
+            why="remove what lived as long as the process",
+            shell=f"rm -r {run}",
+        ),
+    ]
+
+
+def plan_forget_container(paths: Paths, record: dict[str, Any]) -> Plan:
+    """The last steps of a removal: its changes, its log, its name."""
+    name = record["name"]
+    directory = paths.container(name)
+    return [
+        Step(
+            "container.record.unlink_id",
+            paths.ids,
+            f"containers/{name}",
+            record.get("id", ""),
+            why="forget the id",
+        ),
+        Step(
+            "container.record.drop_member",
+            paths.sandbox(record["sandbox"]),
+            name,
+            why=f"count it no longer among the members of {record['sandbox']}",
+        ),
+        Step(
+            "kernel.files.remove_tree",
+            directory,
+            why=f"remove the changes and the log of {name}; its name is free again",
+            shell=f"rm -r {directory}",
+        ),
+    ]

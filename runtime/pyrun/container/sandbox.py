@@ -1,0 +1,482 @@
+"""A sandbox: the namespaces, address, cgroup and supervisor that its members share.
+
+A pod is a sandbox with a name the user chose; a lone container has one to itself. `plan_up` makes
+it, `plan_down` removes it; both are pure. What is only a fact of the moment (the address leased,
+the ports reserved) is gathered before by `gather` and given back when the plan fails.
+"""
+
+from __future__ import annotations
+
+import os
+
+from pyrun.cgroup import api as cgroup
+from pyrun.container import record as records_of
+from pyrun.errors import BadInput, Conflict, PyrunError
+from pyrun.explain import steps
+from pyrun.explain.steps import Step
+from pyrun.network import ipam, link, names, node, ports
+from pyrun.store import records
+from pyrun.store.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from pyrun.explain.steps import Plan
+
+
+def cgroup_path(paths: Paths, layout: cgroup.Layout, sandbox: str, member: str = "") -> str:
+    """`pyrun/web/nginx`: the member's cgroup lies beneath its pod's."""
+    base = f"{layout.base()}/{paths.tag}" if paths.tag else layout.base()
+    return "/".join(filter(None, (base, sandbox, member)))
+
+
+def netns_path(paths: Paths, record: dict[str, Any]) -> str:
+    """Where the sandbox's network namespace is pinned; "" when it uses the host's."""
+    kind, _, other = record["network"].partition(":")
+    if kind == "host":
+        return ""
+    if kind == "container":
+        return netns_path(paths, owner_of(paths, other))
+    return f"{paths.netns}/{record['name']}"
+
+
+def owner_of(paths: Paths, container: str) -> dict[str, Any]:
+    """The sandbox record of a container named by the user."""
+    name = records_of.find(paths, "containers", container)
+    return records_of.sandbox(paths, records_of.container(paths, name)["sandbox"])
+
+
+def namespace_paths(paths: Paths, record: dict[str, Any]) -> dict[str, str]:
+    """What a member joins: kind → pinned path. Kinds it shares with the host are left out."""
+    run = paths.sandbox_run(record["name"])
+    found = {"uts": f"{run}/ns/uts"}
+    if network := netns_path(paths, record):
+        found["network"] = network
+    kind, _, other = record["ipc"].partition(":")
+    if kind == "container":
+        found["ipc"] = f"{paths.sandbox_run(owner_of(paths, other)['name'])}/ns/ipc"
+    elif kind != "host":
+        found["ipc"] = f"{run}/ns/ipc"
+    return found
+
+
+def shm_path(paths: Paths, record: dict[str, Any]) -> str:
+    kind, _, other = record["ipc"].partition(":")
+    if kind == "container":
+        return f"{paths.sandbox_run(owner_of(paths, other)['name'])}/shm"
+    return "/dev/shm" if kind == "host" else f"{paths.sandbox_run(record['name'])}/shm"
+
+
+class Facts:
+    """What was gathered for one start: an address, ports with the sockets that hold them."""
+
+    __slots__ = ("layout", "lease", "net", "ports", "sockets")
+
+    def __init__(self, layout: cgroup.Layout) -> None:
+        self.layout = layout
+        self.net: node.NodeNetwork | None = None
+        self.lease: ipam.Lease | None = None
+        self.ports: list[ports.Port] = []
+        self.sockets: list[int] = []
+
+    @property
+    def ips(self) -> list[str]:
+        return self.lease.ips if self.lease else []
+
+
+def gather(paths: Paths, record: dict[str, Any]) -> Facts:
+    """Lease an address and reserve the host ports. `give_back` undoes it.
+
+    Raises Conflict where a port is taken or the range is full.
+    """
+    facts = Facts(cgroup.host_layout())
+    wanted = [ports.Port(*port) for port in record["ports"]]
+    if record["network"] != "bridge":
+        if wanted:
+            raise BadInput(f"--publish needs the bridge network, not {record['network']}")
+        return facts
+    facts.net = node.node_network(paths)
+    try:
+        if wanted:
+            facts.ports, facts.sockets = ports.reserve(wanted, paths)
+        facts.lease = ipam.lease(paths, facts.net, record["name"])
+    except BaseException:
+        give_back(paths, record["name"], facts)
+        raise
+    return facts
+
+
+def give_back(paths: Paths, name: str, facts: Facts) -> None:
+    for fd in facts.sockets:
+        os.close(fd)
+    facts.sockets = []
+    if facts.lease is not None:
+        ipam.release(paths, name)
+
+
+def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> Plan:
+    """The steps that bring a sandbox up, its supervisor last. Pure."""
+    name = record["name"]
+    run = paths.sandbox_run(name)
+    layout = facts.layout
+    group = cgroup_path(paths, layout, name)
+    plan = [
+        Step(
+            "kernel.files.mkdir",
+            f"{run}/ns",
+            why="make a directory for what lives as long as the sandbox",
+            undo=("kernel.files.remove_tree", (run,)),
+            shell=f"mkdir -p {run}/ns",
+        )
+    ]
+    plan += _namespaces(paths, record, run)
+    plan += _network(paths, record, facts)
+    plan += _files(paths, record, facts, run)
+    plan += _volumes(paths, record)
+    # systemd ends what is left in a login session's cgroup; without systemd nobody does, and the
+    # supervisor may stay where it was started.
+    own = f"{group}/supervisor" if layout.systemd else ""
+    if own:
+        plan += cgroup.plan_create(layout, own, {})
+    plan += [
+        Step(
+            "container.client.spawn_supervisor",
+            paths.root,
+            paths.run_root,
+            name,
+            "lone" if lone else "pod",
+            cgroup.join_files(layout, own, unified=True) if own else [],
+            facts.sockets,
+            facts.ips,
+            [port.as_list() for port in facts.ports],
+            why="start the supervisor: it will launch the members, keep their output and exit codes",
+            undo=("container.client.end_supervisor", (paths.root, paths.run_root, name)),
+            man="posix_spawn(3)",
+        )
+    ]
+    return plan
+
+
+def _namespaces(paths: Paths, record: dict[str, Any], run: str) -> Plan:
+    plan = [
+        _pin("uts", f"{run}/ns/uts"),
+        Step(
+            "kernel.namespaces.set_hostname",
+            f"{run}/ns/uts",
+            record["hostname"],
+            why="give the sandbox its hostname",
+            shell=f"nsenter --uts={run}/ns/uts hostname {record['hostname']}",
+            man="sethostname(2)",
+        ),
+    ]
+    if record["ipc"] in ("", "private", "shareable"):
+        plan.append(_pin("ipc", f"{run}/ns/ipc"))
+        plan.append(
+            Step(
+                "kernel.mounts.mount_tmpfs",
+                f"{run}/shm",
+                f"mode=1777,size={record['shm_size']}",
+                why="make the /dev/shm that the members share",
+                undo=("kernel.mounts.umount", (f"{run}/shm",)),
+                shell=f"mount -t tmpfs -o mode=1777,size={record['shm_size']} tmpfs {run}/shm",
+                man="shm_overview(7)",
+            )
+        )
+    if record["network"] in ("bridge", "none"):
+        if paths.netns == "/run/netns":
+            plan.append(
+                Step(
+                    "kernel.namespaces.share_directory",
+                    paths.netns,
+                    why="keep pinned network namespaces where `ip netns` keeps them",
+                    shell=f"mount --bind --make-shared {paths.netns} {paths.netns}",
+                    man="ip-netns(8)",
+                )
+            )
+        else:
+            plan.append(Step("kernel.files.mkdir", paths.netns, why="keep network namespaces here"))
+        plan.append(_pin("network", f"{paths.netns}/{record['name']}"))
+    return plan
+
+
+def _pin(kind: str, path: str) -> Step:
+    short = "net" if kind == "network" else kind
+    return Step(
+        "kernel.namespaces.pin",
+        kind,
+        path,
+        why=f"make a new {kind} namespace and pin it, so that it outlives every process in it",
+        undo=("kernel.namespaces.unpin", (path,)),
+        shell=f"ip netns add {path.rpartition('/')[2]}"
+        if kind == "network"
+        else f"touch {path}; unshare --{short}={path} true",
+        man=f"{kind}_namespaces(7)",
+    )
+
+
+def _network(paths: Paths, record: dict[str, Any], facts: Facts) -> Plan:
+    name = record["name"]
+    netns = f"{paths.netns}/{name}"
+    if record["network"] == "none":
+        return link.plan_loopback(netns)
+    if facts.net is None or facts.lease is None:
+        return []
+    return [
+        *node.plan_node(paths, facts.net),
+        *ipam.plan_lease(paths, facts.lease, name),
+        *link.plan_attach(paths, facts.net, facts.lease, name, netns),
+        *ports.plan_publish(
+            paths, facts.net, name, facts.ports, facts.lease.ip4, facts.lease.ip6
+        ),
+    ]
+
+
+def _files(paths: Paths, record: dict[str, Any], facts: Facts, run: str) -> Plan:
+    own = record["network"] in ("bridge", "none")
+    ips = facts.ips
+    if record["network"].startswith("container:"):
+        other = owner_of(paths, record["network"].partition(":")[2])
+        ips = records_of.sandbox_state(paths, other["name"]).get("ips", [])
+    extra = [tuple(pair) for pair in record["hosts"]]
+    texts = {
+        "hosts": names.hosts_text(ips, record["hostname"], extra),
+        "resolv.conf": names.resolv_text(
+            names.host_resolv() if own else _host_file("/etc/resolv.conf"),
+            record["dns"],
+            own_network=own,
+        ),
+        "hostname": record["hostname"] + "\n",
+    }
+    return [
+        Step(
+            "kernel.files.write",
+            f"{run}/{file}",
+            text,
+            why=f"write the /etc/{file} that the members share",
+            shell=f"cat > {run}/{file}",
+            man=f"{file}(5)",
+        )
+        for file, text in texts.items()
+    ]
+
+
+def _host_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def volume_path(paths: Paths, sandbox: str, volume: dict[str, Any]) -> str:
+    """Where a pod volume is on the host: emptyDir on disk, on a tmpfs, or the host's own path."""
+    if volume["kind"] == "hostPath":
+        return str(volume["path"])
+    root = paths.sandbox_run(sandbox) if volume["kind"] == "memory" else paths.sandbox(sandbox)
+    return f"{root}/volumes/{volume['name']}"
+
+
+def _volumes(paths: Paths, record: dict[str, Any]) -> Plan:
+    plan = []
+    for volume in record["volumes"]:
+        path = volume_path(paths, record["name"], volume)
+        if volume["kind"] == "memory":
+            size = f",size={volume['size']}" if volume.get("size") else ""
+            plan.append(
+                Step(
+                    "kernel.mounts.mount_tmpfs",
+                    path,
+                    f"mode=0777{size}",
+                    why=f"make the volume {volume['name']} in memory",
+                    undo=("kernel.mounts.umount", (path,)),
+                    shell=f"mount -t tmpfs -o mode=0777{size} tmpfs {path}",
+                    man="tmpfs(5)",
+                )
+            )
+        elif volume["kind"] == "disk":
+            plan.append(
+                Step(
+                    "container.sandbox.make_empty_dir",
+                    path,
+                    why=f"make the volume {volume['name']}: an empty directory the members share",
+                    shell=f"mkdir -p -m 0777 {path}",
+                )
+            )
+        else:
+            plan.append(
+                Step(
+                    "container.sandbox.check_host_path",
+                    path,
+                    volume["type"],
+                    why=f"check that {path} is what the volume {volume['name']} expects",
+                    shell=f"stat {path}",
+                )
+            )
+    return plan
+
+
+def make_empty_dir(path: str) -> None:
+    """An emptyDir: writable for every user, as the kubelet makes it."""
+    os.makedirs(path, exist_ok=True)
+    os.chmod(path, 0o777)
+
+
+def check_host_path(path: str, kind: str) -> None:
+    """hostPath types as the kubelet checks them. Raises BadInput, makes the OrCreate ones."""
+    import stat
+
+    if kind == "DirectoryOrCreate":
+        os.makedirs(path, 0o755, exist_ok=True)
+    elif kind == "FileOrCreate":
+        os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644))
+    tests = {
+        "Directory": stat.S_ISDIR,
+        "DirectoryOrCreate": stat.S_ISDIR,
+        "File": stat.S_ISREG,
+        "FileOrCreate": stat.S_ISREG,
+        "Socket": stat.S_ISSOCK,
+        "CharDevice": stat.S_ISCHR,
+        "BlockDevice": stat.S_ISBLK,
+    }
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise BadInput(
+            f"hostPath {path}: there is no such path on this host",
+            hint="make it first, or ask for type: DirectoryOrCreate",
+        ) from None
+    if kind and not tests[kind](mode):
+        raise BadInput(f"hostPath {path} is not a {kind}")
+
+
+# the way down
+
+
+def plan_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Plan:
+    """The steps that take a sandbox down. Every one tolerates that nothing is there, so the plan
+    serves after a crash in the middle of anything. The members must have ended."""
+    name = record["name"]
+    run = paths.sandbox_run(name)
+    state = records_of.sandbox_state(paths, name)
+    plan: Plan = []
+    if record["network"] == "bridge":
+        net = node.node_network(paths)
+        ips = [*state.get("ips", []), "", ""]
+        published = [ports.Port(*port) for port in state.get("ports", [])]
+        plan += ports.plan_unpublish(paths, net, name, published, ips[0], ips[1] or None)
+        plan += link.plan_detach(paths, net, name)
+    if record["network"] in ("bridge", "none"):
+        plan.append(_unpin("network", f"{paths.netns}/{name}"))
+    if record["network"] == "bridge":
+        plan += ipam.plan_release(paths, name)
+    plan += [_unpin(kind, f"{run}/ns/{kind}") for kind in ("uts", "ipc")]
+    mounted = [f"{run}/shm"] + [
+        volume_path(paths, name, volume)
+        for volume in record["volumes"]
+        if volume["kind"] == "memory"
+    ]
+    plan += [
+        Step("kernel.mounts.umount", path, why=f"unmount {path}", shell=f"umount {path}")
+        for path in mounted
+    ]
+    plan += cgroup.plan_remove(layout, cgroup_path(paths, layout, name))
+    plan.append(
+        Step(
+            "kernel.files.remove_tree",
+            run,
+            why="remove what lived as long as the sandbox",
+            shell=f"rm -r {run}",
+        )
+    )
+    return plan
+
+
+def _unpin(kind: str, path: str) -> Step:
+    return Step(
+        "kernel.namespaces.unpin",
+        path,
+        why=f"let the {kind} namespace go: nothing keeps it alive now",
+        shell=f"umount {path}; rm {path}",
+        man="namespaces(7)",
+    )
+
+
+def lock(paths: Paths, name: str) -> records.Lock:
+    """Held by whoever changes this sandbox or its members."""
+    return records.Lock(f"{paths.run_root}/locks/{name}")
+
+
+def half_made(paths: Paths, name: str) -> dict[str, Any]:
+    """A record for taking down what a killed `create` left, where its own record is missing."""
+    return {"name": name, "network": "bridge", "ipc": "", "volumes": [], "ports": [], "pod": False}
+
+
+def leave_supervisor_cgroup(layout: cgroup.Layout) -> None:
+    """Step out of the cgroup that is about to be removed: into the top of every hierarchy."""
+    for hierarchy in layout.hierarchies() if layout.systemd else []:
+        file = f"{hierarchy.mount}/{'tasks' if hierarchy.version == 1 else 'cgroup.procs'}"
+        try:
+            with open(file, "w", encoding="ascii") as procs:
+                procs.write("0")
+        except OSError:
+            continue
+
+
+def after_exit(paths: Paths, name: str) -> None:
+    """In the supervisor of a lone container that has ended: take its sandbox down, and remove the
+    container where `--rm` asked for it."""
+    from pyrun.container import lifecycle
+
+    with lock(paths, name):
+        if not os.path.exists(f"{paths.sandbox(name)}/record.json"):
+            return  # removed meanwhile
+        record = records_of.sandbox(paths, name)
+        layout = cgroup.host_layout()
+        leave_supervisor_cgroup(layout)
+        plan: Plan = []
+        members = [records_of.container(paths, member) for member in record["members"]]
+        for member in members:
+            plan += lifecycle.plan_member_down(paths, member, layout)
+        plan += plan_down(paths, record, layout)
+        if any(member["remove"] for member in members):
+            for member in members:
+                plan += lifecycle.plan_forget_container(paths, member)
+            plan += plan_forget_sandbox(paths, record)
+        steps.run(plan)
+
+
+def plan_forget_sandbox(paths: Paths, record: dict[str, Any]) -> Plan:
+    """The last steps of a removal: the name is free again."""
+    name = record["name"]
+    return [
+        Step(
+            "container.record.unlink_id",
+            paths.ids,
+            f"sandboxes/{name}",
+            record.get("id", ""),
+            why="forget the id",
+        ),
+        Step(
+            "kernel.files.remove_tree",
+            paths.sandbox(name),
+            why=f"forget {name}: its name is free again",
+            shell=f"rm -r {paths.sandbox(name)}",
+        ),
+    ]
+
+
+def check_name_free(paths: Paths, name: str) -> None:
+    """Pods and containers share one space of names. Raises Conflict."""
+    for directory, what in ((paths.sandbox(name), "pod"), (paths.container(name), "container")):
+        if os.path.isdir(directory):
+            raise Conflict(
+                f"the name {name!r} is taken by a {what}",
+                hint=f"`pyrun {'pod ' if what == 'pod' else ''}rm {name}` frees it, "
+                "or choose another name",
+            )
+
+
+def require_up(paths: Paths, name: str) -> None:
+    if not records_of.supervisor_alive(paths, name):
+        raise PyrunError(f"pod {name} is not running", hint=f"`pyrun pod start {name}` starts it")

@@ -1,0 +1,522 @@
+"""What each container verb does: gather facts, compute the plan, run it.
+
+Read `run` first: it is create, bring the sandbox up, launch, in one plan, so that a failure
+anywhere leaves nothing behind. Every function takes `Paths` first and raises PyrunError.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from pyrun.cgroup import api as cgroup
+from pyrun.container import client, lifecycle, sandbox
+from pyrun.container import config as configs
+from pyrun.container import record as records_of
+from pyrun.container.options import Options, parse_security
+from pyrun.container.user import identify
+from pyrun.errors import BadInput, Conflict, PyrunError
+from pyrun.explain import steps
+from pyrun.image.store import Image, ImageStore
+from pyrun.kernel import process
+from pyrun.store import records
+from pyrun.store.paths import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from pyrun.explain.steps import Plan
+
+
+class Draft:
+    """A container about to be made: its records, and what its plans need to know."""
+
+    __slots__ = ("config", "image", "notes", "options", "record", "root_mode")
+
+    def __init__(
+        self,
+        options: Options,
+        image: Image,
+        record: dict[str, Any],
+        config: dict[str, Any],
+        notes: list[str],
+        root_mode: list[int],
+    ) -> None:
+        self.options = options
+        self.image = image
+        self.record = record
+        self.config = config
+        self.notes = notes
+        self.root_mode = root_mode
+
+
+def find_image(store: ImageStore, ref: str) -> Image:
+    """The image `ref`; busybox is made on the spot where it is missing. Raises NotFound."""
+    from pyrun.errors import NotFound
+
+    try:
+        return store.resolve(ref)
+    except NotFound:
+        from pyrun.image import reference
+
+        if reference.parse(ref).key != reference.parse("busybox").key:
+            raise
+        from pyrun.image.embedded import ensure_busybox
+
+        return ensure_busybox(store)
+
+
+def choose_name(paths: Paths, wanted: str) -> str:
+    if wanted:
+        sandbox.check_name_free(paths, records_of.check_name(wanted))
+        return wanted
+    while True:
+        name = records_of.random_name()
+        if not os.path.isdir(paths.container(name)) and not os.path.isdir(paths.sandbox(name)):
+            return name
+
+
+def sandbox_record(name: str, options: Options, *, pod: bool = False) -> dict[str, Any]:
+    """What a sandbox is, as it is written down."""
+    from pyrun.network import ports
+
+    published = [port.as_list() for text in options.publish for port in ports.parse_publish(text)]
+    hosts = []
+    for entry in options.add_hosts:
+        host, colon, address = entry.partition(":")
+        if not colon:
+            raise BadInput(f"--add-host: {entry!r} is not NAME:ADDRESS")
+        hosts.append([address.strip("[]"), host])
+    return {
+        "name": name,
+        "id": records_of.new_id(),
+        "pod": pod,
+        "created": time.time(),
+        "labels": {},
+        "hostname": options.hostname,
+        "network": options.network,
+        "ipc": options.ipc,
+        "shm_size": options.shm_size,
+        "ports": published,
+        "hosts": hosts,
+        "dns": list(options.dns),
+        "volumes": [],
+        "members": [],
+    }
+
+
+def draft(
+    paths: Paths, options: Options, name: str, sandbox_: dict[str, Any], host: configs.Host
+) -> Draft:
+    """Everything about a new container, computed before anything is changed."""
+    store = ImageStore(paths)
+    image = find_image(store, options.image)
+    layers = store.lowerdirs(image)
+    own = image.config.get("config") or {}
+    identity = identify(options.user or own.get("User") or "", options.groups, layers)
+    id_ = records_of.new_id()
+    if not sandbox_["hostname"]:
+        sandbox_["hostname"] = os.uname().nodename if options.network == "host" else id_[:12]
+    if len(sandbox_["hostname"]) > 64:
+        raise BadInput(f"--hostname: {sandbox_['hostname']!r} is longer than 64 characters")
+    sources, directories = volume_sources(paths, name, options)
+    place = configs.Place(
+        namespaces=namespaces(paths, options, sandbox_),
+        hostname=sandbox_["hostname"],
+        files={
+            f"/etc/{file}": f"{paths.sandbox_run(sandbox_['name'])}/{file}"
+            for file in ("hosts", "resolv.conf", "hostname")
+        },
+        shm=sandbox.shm_path(paths, sandbox_),
+        cgroup=f"{sandbox_['name']}/{name}",
+    )
+    config, notes = configs.build(options, image.config, place, identity, host, sources)
+    config["annotations"]["org.pyrun.image"] = options.image
+    top = os.stat(layers[0])
+    record = {
+        "name": name,
+        "id": id_,
+        "sandbox": sandbox_["name"],
+        "pod": sandbox_["name"] if sandbox_["pod"] else "",
+        "image": image.id,
+        "image_name": options.image,
+        "created": time.time(),
+        "command": config["process"]["args"],
+        "labels": {**(own.get("Labels") or {}), **dict(options.labels)},
+        "stdin": options.stdin,
+        "tty": options.tty,
+        "init": options.init,
+        "remove": options.remove,
+        "privileged": options.privileged,
+        "seccomp": "unconfined" if options.privileged else parse_security(
+            options.security_opt
+        ).seccomp,
+        "stop_signal": options.stop_signal or own.get("StopSignal") or "TERM",
+        "stop_timeout": options.stop_timeout,
+        "log_size": options.log_size,
+        "log_files": options.log_files,
+        "volume_directories": directories,
+    }  # fmt: skip
+    return Draft(
+        options, image, record, config, notes, [top.st_mode & 0o7777, top.st_uid, top.st_gid]
+    )
+
+
+def volume_sources(
+    paths: Paths, name: str, options: Options
+) -> tuple[dict[str, str], list[str]]:
+    """({place in the container: host directory}, directories to make) for the named volumes."""
+    sources, directories = {}, []
+    for volume in options.volumes:
+        if volume.kind == "volume":
+            if volume.source:
+                path = f"{paths.root}/volumes/{volume.source}/data"
+            else:  # anonymous: lives and dies with the container
+                place = volume.target.strip("/").replace("/", "-")
+                path = f"{paths.container(name)}/volumes/{place}"
+            sources[volume.target] = path
+            directories.append(path)
+        elif volume.kind == "bind":
+            if volume.create:
+                if not os.path.exists(volume.source):
+                    directories.append(os.path.abspath(volume.source))
+            elif not os.path.exists(volume.source):
+                raise BadInput(
+                    f"--mount: there is no {volume.source} on this host",
+                    hint="make it first; `--volume` makes a missing directory",
+                )
+    return sources, directories
+
+
+def namespaces(paths: Paths, options: Options, sandbox_: dict[str, Any]) -> dict[str, str]:
+    """linux.namespaces: kind → path to join, "" for a new one; what is shared is left out."""
+    found = {"mount": "", **sandbox.namespace_paths(paths, sandbox_)}
+    kind, _, other = options.pid.partition(":")
+    if kind in ("", "private"):
+        found["pid"] = ""
+    elif kind == "container":
+        name = records_of.find(paths, "containers", other)
+        found["pid"] = f"/proc/{records_of.require_running(paths, name).pid}/ns/pid"
+    elif kind != "host":
+        raise BadInput(f"--pid: {options.pid!r} is not private, host or container:NAME")
+    found["cgroup"] = ""
+    return found
+
+
+def seccomp_program(paths: Paths, record: dict[str, Any], config: dict[str, Any]) -> str:
+    """Path of the compiled filter for this container, or "" for none."""
+    from pyrun.oci import seccomp
+    from pyrun.oci.seccomp_default import default_profile
+    from pyrun.oci.seccomp_docker import profile_from_docker
+
+    capabilities = config["process"]["capabilities"]["bounding"]
+    if record["seccomp"] == "unconfined":
+        return ""
+    if record["seccomp"]:
+        import json
+
+        try:
+            with open(record["seccomp"], encoding="utf-8") as file:
+                written = json.load(file)
+        except (OSError, ValueError) as error:
+            raise BadInput(f"--security-opt seccomp={record['seccomp']}: {error}") from None
+        machine = os.uname()
+        profile = profile_from_docker(written, capabilities, machine.machine, machine.release)
+    else:
+        profile = default_profile(capabilities)
+    return seccomp.compiled(profile, paths.cache)
+
+
+def start_plan(
+    paths: Paths,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    layout: cgroup.Layout,
+    lowerdirs: list[str],
+    *,
+    launch: bool = True,
+) -> Plan:
+    program = seccomp_program(paths, record, config)
+    init_order, init_steps = lifecycle.order(paths, record, config, layout, lowerdirs, program)
+    steps.narrator.inside(record["name"], init_steps)
+    return lifecycle.plan_start(paths, record, config, layout, init_order, launch=launch)
+
+
+# the verbs
+
+
+def create(paths: Paths, options: Options) -> tuple[str, list[str]]:
+    """Make a container without starting it. Returns its name and notes for the user."""
+    name, _, plan, notes = creation(paths, options)
+    with sandbox.lock(paths, options.pod or name):
+        steps.run(plan)
+    return name, notes
+
+
+def creation(paths: Paths, options: Options) -> tuple[str, Draft, Plan, list[str]]:
+    """The plan of `create`: a sandbox of its own, or a place in a pod."""
+    name = choose_name(paths, options.name)
+    host = configs.host_facts()
+    if options.pod:
+        pod = records_of.find(paths, "sandboxes", options.pod)
+        sandbox_ = records_of.sandbox(paths, pod)
+        if not sandbox_["pod"]:
+            raise BadInput(f"--pod: {pod} is a container, not a pod")
+        if options.publish or options.hostname or options.network != "bridge":
+            raise BadInput(
+                "--publish, --hostname and --network belong to the pod, not to a member",
+                hint="give them to `pyrun pod create`",
+            )
+        plan: Plan = []
+    else:
+        check_modes(options)
+        sandbox_ = sandbox_record(name, options)
+        plan = []
+    made = draft(paths, options, name, sandbox_, host)
+    if not options.pod:
+        plan += lifecycle.plan_create_sandbox(paths, sandbox_)
+    plan += lifecycle.plan_create(paths, made.record, made.config, made.root_mode)
+    return name, made, plan, made.notes
+
+
+def check_modes(options: Options) -> None:
+    kind, colon, other = options.network.partition(":")
+    if kind not in ("bridge", "none", "host", "container") or (kind == "container") != bool(other):
+        raise BadInput(
+            f"--network: {options.network!r} is not bridge, none, host or container:NAME"
+        )
+    kind, colon, other = options.ipc.partition(":")
+    if kind not in ("", "private", "shareable", "host", "container") or bool(colon) != bool(other):
+        raise BadInput(f"--ipc: {options.ipc!r} is not private, shareable, host or container:NAME")
+
+
+def run(
+    paths: Paths, options: Options, attach: Callable[[str, str], int] | None = None
+) -> tuple[str, int | None, list[str]]:
+    """Create and start in one plan. `attach(sandbox, name)` launches the container with the
+    terminal attached and returns its exit code. Returns (name, exit code or None, notes)."""
+    name, made, plan, notes = creation(paths, options)
+    sandbox_name = made.record["sandbox"]
+    lowerdirs = ImageStore(paths).lowerdirs(made.image)
+    if options.pod:
+        sandbox.require_up(paths, sandbox_name)
+        layout = cgroup.host_layout()
+        with sandbox.lock(paths, sandbox_name):
+            steps.run(
+                plan
+                + start_plan(
+                    paths, made.record, made.config, layout, lowerdirs, launch=attach is None
+                )
+            )
+    else:
+        # The sandbox's record is the second step's argument: the plan carries it.
+        sandbox_ = next(step.args[1] for step in plan if step.op == "container.record.save")
+        facts = sandbox.gather(paths, sandbox_)
+        try:
+            plan += sandbox.plan_up(paths, sandbox_, facts, lone=True)
+            plan += start_plan(
+                paths, made.record, made.config, facts.layout, lowerdirs, launch=attach is None
+            )
+            with sandbox.lock(paths, sandbox_name):
+                steps.run(plan)
+        except BaseException:
+            sandbox.give_back(paths, name, facts)
+            raise
+    if attach is None:
+        return name, None, notes
+    try:
+        code = attach(sandbox_name, name)
+    except PyrunError:
+        # It could not be launched: nothing of a container that never ran stays.
+        remove(paths, name, force=True)
+        raise
+    if options.remove and options.pod and os.path.isdir(paths.container(name)):
+        remove(paths, name, force=True)
+    return name, code, notes
+
+
+def start(
+    paths: Paths, name: str, attach: Callable[[str, str], int] | None = None
+) -> int | None:
+    """Start a container that was created or has ended; bring its sandbox up where it is down."""
+    record = records_of.container(paths, name)
+    if records_of.status(paths, name).running:
+        return None
+    store = ImageStore(paths)
+    config = records.read(f"{paths.container(name)}/config.json")
+    lowerdirs = store.lowerdirs(store.resolve(record["image"]))
+    sandbox_ = records_of.sandbox(paths, record["sandbox"])
+    with sandbox.lock(paths, sandbox_["name"]):
+        layout = cgroup.host_layout()
+        if records_of.supervisor_alive(paths, sandbox_["name"]):
+            steps.run(lifecycle.plan_member_down(paths, record, layout))
+            steps.run(
+                start_plan(paths, record, config, layout, lowerdirs, launch=attach is None)
+            )
+        elif sandbox_["pod"]:
+            raise PyrunError(
+                f"pod {sandbox_['name']} is not running, so {name} cannot start",
+                hint=f"`pyrun pod start {sandbox_['name']}` starts it with all its members",
+            )
+        else:
+            clear(paths, sandbox_, layout)
+            facts = sandbox.gather(paths, sandbox_)
+            try:
+                plan = sandbox.plan_up(paths, sandbox_, facts, lone=True)
+                plan += start_plan(
+                    paths, record, config, layout, lowerdirs, launch=attach is None
+                )
+                steps.run(plan)
+            except BaseException:
+                sandbox.give_back(paths, sandbox_["name"], facts)
+                raise
+    return attach(sandbox_["name"], name) if attach is not None else None
+
+
+def clear(paths: Paths, sandbox_: dict[str, Any], layout: cgroup.Layout) -> None:
+    """Take down what a dead supervisor or a crash left of a sandbox; nothing left is fine."""
+    plan: Plan = []
+    for member in records_of.members(paths, sandbox_["name"]):
+        plan += lifecycle.plan_member_down(paths, member, layout)
+    client.end_supervisor(paths.root, paths.run_root, sandbox_["name"])
+    steps.run(plan + sandbox.plan_down(paths, sandbox_, layout))
+
+
+def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
+    """Send the stop signal, wait up to the grace period, kill. Returns when it has ended."""
+    from pyrun.container.options import parse_signal
+
+    record = records_of.container(paths, name)
+    status = records_of.status(paths, name)
+    if not status.running:
+        return
+    layout = cgroup.host_layout()
+    if status.word == "paused":
+        cgroup.thaw(layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name))
+    seconds = record["stop_timeout"] if timeout is None else timeout
+    process.kill_pid(status.pid, status.ticks, parse_signal(record["stop_signal"]))
+    if not client.wait_for_end(status.pid, status.ticks, seconds):
+        kill_all(paths, record, layout)
+    settle(paths, record)
+
+
+def kill_all(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> None:
+    """SIGKILL to every process of the container, and wait until the first one is gone."""
+    status = records_of.status(paths, record["name"])
+    cgroup.kill(
+        layout, sandbox.cgroup_path(paths, layout, record["sandbox"], record["name"])
+    )
+    if status.running:
+        process.kill_pid(status.pid, status.ticks, 9)
+        client.wait_for_end(status.pid, status.ticks, 10.0)
+
+
+def settle(paths: Paths, record: dict[str, Any]) -> None:
+    """Wait until the supervisor has written the end down; a lone one takes its sandbox down too."""
+    sandbox_name = record["sandbox"]
+    pod = bool(record["pod"])
+    pid, ticks = records_of.sandbox_state(paths, sandbox_name).get("supervisor", (0, 0))
+    if not process.is_alive(pid, ticks):
+        if not pod and os.path.isdir(paths.sandbox(sandbox_name)):
+            with sandbox.lock(paths, sandbox_name):
+                clear(paths, records_of.sandbox(paths, sandbox_name), cgroup.host_layout())
+        return
+    if pod:
+        wait(paths, record["name"])
+    else:
+        client.wait_for_end(pid, ticks, 10.0)
+
+
+def wait(paths: Paths, name: str) -> int:
+    """Block until the container has ended. Returns its exit code."""
+    record = records_of.container(paths, name)
+    status = records_of.status(paths, name)
+    if not status.running and status.code is not None:
+        return status.code
+    if status.word == "created":
+        while status.word == "created":
+            time.sleep(0.1)
+            status = records_of.status(paths, name)
+    try:
+        with client.Connection(paths, record["sandbox"]) as connection:
+            answer = connection.ask({"do": "wait", "name": name})
+            if "exit" in answer:
+                return int(answer["exit"])
+    except PyrunError:
+        pass
+    # No supervisor to ask: the process itself tells when it ends, the record how.
+    status = records_of.status(paths, name)
+    if status.running:
+        client.wait_for_end(status.pid, status.ticks, 1e6)
+        status = records_of.status(paths, name)
+    return 255 if status.code is None else status.code
+
+
+def remove(paths: Paths, name: str, *, force: bool = False) -> None:
+    """Remove a container. `force` ends it first, and removes also what a crash left half made."""
+    record = records.read(f"{paths.container(name)}/record.json")
+    if record is None:
+        if not force:
+            records_of.container(paths, name)  # raises, with the way forward
+        record = half_made_container(paths, name)
+    status = records_of.status(paths, name)
+    layout = cgroup.host_layout()
+    if status.running:
+        if not force:
+            raise Conflict(
+                f"container {name} is running",
+                hint=f"`pyrun stop {name}` ends it, or `pyrun rm -f {name}` removes it anyway",
+            )
+        kill_all(paths, record, layout)
+        settle(paths, record)
+    sandbox_name = record["sandbox"]
+    with sandbox.lock(paths, sandbox_name):
+        plan = lifecycle.plan_member_down(paths, record, layout)
+        if record["pod"]:
+            forget_member(paths, sandbox_name, name)
+        else:
+            sandbox_ = records.read(f"{paths.sandbox(sandbox_name)}/record.json")
+            down = sandbox_ or sandbox.half_made(paths, sandbox_name)
+            client.end_supervisor(paths.root, paths.run_root, sandbox_name)
+            plan += sandbox.plan_down(paths, down, layout)
+        plan += lifecycle.plan_forget_container(paths, record)
+        if not record["pod"]:
+            plan += sandbox.plan_forget_sandbox(paths, down)
+        steps.run(plan)
+
+
+def half_made_container(paths: Paths, name: str) -> dict[str, Any]:
+    """A record for removing what a killed `create` left of a container."""
+    return {"name": name, "sandbox": name, "pod": "", "id": ""}
+
+
+def forget_member(paths: Paths, sandbox_name: str, name: str) -> None:
+    try:
+        with client.Connection(paths, sandbox_name) as connection:
+            connection.ask({"do": "forget", "name": name})
+    except (OSError, PyrunError):
+        pass  # a supervisor that is gone has forgotten already
+
+
+def kill(paths: Paths, name: str, signal: int) -> None:
+    status = records_of.require_running(paths, name)
+    process.kill_pid(status.pid, status.ticks, signal)
+    if signal == 9:
+        client.wait_for_end(status.pid, status.ticks, 10.0)
+        settle(paths, records_of.container(paths, name))
+
+
+def pause(paths: Paths, name: str, frozen: bool) -> None:
+    """Freeze or thaw every process of the container."""
+    record = records_of.container(paths, name)
+    records_of.require_running(paths, name)
+    layout = cgroup.host_layout()
+    cgroup.freeze(
+        layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name), frozen
+    )
+    path = f"{paths.container_run(name)}/state.json"
+    state = records.read(path)
+    state["paused"] = frozen
+    records.write(path, state, durable=False)
