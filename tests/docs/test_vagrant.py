@@ -31,7 +31,7 @@ def test_the_provisioning_script_is_bash():
     assert done.returncode == 0, done.stderr
 
 
-# Debian 12 has Vagrant as a package, later releases have none: there this test does not exist.
+# Where the distribution has no package of Vagrant these tests do not exist.
 if shutil.which("vagrant"):
 
     @pytest.mark.parametrize(
