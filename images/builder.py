@@ -121,7 +121,16 @@ def main() -> int:
             print(layout, flush=True)
             if arguments.load:
                 reference = load_recipe(name).IMAGE
-                command = ["pyrun", "image", "load", "--name", reference, str(layout)]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "pyrun",
+                    "image",
+                    "load",
+                    "--name",
+                    reference,
+                    str(layout),
+                ]
                 subprocess.run(command, check=True)
     except PyrunError as error:
         print(
