@@ -10,6 +10,7 @@ shift
 
 # Nodes find each other by name.
 if (($# > 1)); then
+    touch /etc/hosts
     number=0
     for address in "$@"; do
         number=$((number + 1))
