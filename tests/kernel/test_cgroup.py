@@ -258,12 +258,21 @@ def test_value_the_kernel_refuses_is_explained(layout: api.Layout, path: str) ->
 
 
 def test_limit_without_a_controller_is_an_error(layout: api.Layout, path: str) -> None:
-    """Packet classes exist in v1 only, and only where net_cls is mounted."""
-    if "net_cls" in layout.controllers:
-        pytest.skip("kernel lacks nothing: net_cls is mounted here")
-    with pytest.raises(Unsupported, match="net_cls"):
-        create(layout, path, network={"classID": 5})
+    with pytest.raises(Unsupported, match="no v2 sunshine controller"):
+        create(layout, path, pids={"limit": 5}, unified={"sunshine.max": "1"})
     assert left_behind(layout, path) == []
+
+
+def test_device_program_works_where_v1_has_no_device_controller(
+    layout: api.Layout, path: str
+) -> None:
+    """As on a host whose devices hierarchy is not mounted: the v2 tree takes a BPF program."""
+    bare = api.host_layout()
+    bare.controllers.pop("devices", None)
+    create(bare, path, devices=DEVICES)
+    assert result(bare, path, lambda: opens("/dev/null") and not opens("/dev/random")) == 1
+    steps.run(api.plan_update(bare, path, {"devices": DEVICES[:2]}))
+    assert result(bare, path, lambda: opens("/dev/zero")) == 0
 
 
 def test_disk_weight_without_a_scheduler_for_it_is_an_error(layout: api.Layout, path: str) -> None:

@@ -7,9 +7,9 @@ from vm import uml
 pytestmark = pytest.mark.timeout(900)
 
 
-def check(outcome: uml.Outcome) -> None:
-    print(outcome.story())
-    print(outcome.summary())
+def check(outcome: uml.Outcome, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n{outcome.summary()}")
     assert not outcome.failed, outcome.story()
     assert not outcome.skipped, outcome.story()
     assert outcome.passed, outcome.story()
@@ -21,9 +21,9 @@ def vm_can_boot() -> None:
         pytest.skip(reason)
 
 
-def test_every_v2_test_passes_in_a_vm_with_cgroup_v2() -> None:
-    check(uml.run_tests(timeout=800))
+def test_every_v2_test_passes_in_a_vm_with_cgroup_v2(capsys: pytest.CaptureFixture[str]) -> None:
+    check(uml.run_tests(timeout=800), capsys)
 
 
-def test_systemd_as_process_one_lends_pyrun_a_cgroup() -> None:
-    check(uml.run_tests("tests/vm/guest_systemd.py", systemd=True, timeout=300))
+def test_systemd_as_process_one_lends_pyrun_a_cgroup(capsys: pytest.CaptureFixture[str]) -> None:
+    check(uml.run_tests("tests/vm/guest_systemd.py", systemd=True, timeout=300), capsys)
