@@ -6,11 +6,15 @@ to a background worker, linkwatch, which may come a millisecond later or, being 
 whole second. A packet sent in between is dropped, and TCP tries again after a second.
 But who asks an interface for its link state gets an up-to-date answer: `ethtool_op_get_link` makes
 linkwatch do that interface's work first. So asking is how to make it happen now.
+
+IPv6 has one more thing for later: another worker joins the multicast group in which neighbours ask
+for an address's MAC. A question that comes before that is lost, and is asked again a second later.
 """
 
 from __future__ import annotations
 
 import fcntl
+import time
 from _socket import AF_INET, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
 from pyrun.errors import KernelError
@@ -48,3 +52,20 @@ def has_carrier(name: str) -> bool:
     finally:
         any_socket.close()
     return bool(value.data)
+
+
+def wait_solicitable(name: str, address: bytes, deadline: float = 0.5) -> bool:
+    """Wait until neighbours can find IPv6 `address` on this link; False after `deadline` seconds.
+
+    Its "solicited-node" group is ff02::1:ff and the last three bytes; /proc/net/igmp6 lists the
+    groups a link has joined.
+    """
+    group = (b"\xff\x02" + bytes(9) + b"\1\xff" + address[-3:]).hex()
+    end = time.monotonic() + deadline
+    while True:
+        with open("/proc/thread-self/net/igmp6", encoding="ascii") as file:
+            if any(row.split()[1:3] == [name, group] for row in file):
+                return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.0002)  # there is no event to wait for, and it is a matter of microseconds

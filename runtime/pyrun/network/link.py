@@ -17,7 +17,8 @@ import os
 import zlib
 
 from pyrun.explain.steps import Step
-from pyrun.kernel import netlink
+from pyrun.kernel import carrier, netlink
+from pyrun.kernel.netlink import Inside
 from pyrun.network.address import mac_for, to_bytes
 
 TYPE_CHECKING = False
@@ -60,8 +61,9 @@ def plan_attach(paths: Paths, net: NodeNetwork, lease: Lease, name: str, netns: 
             net.cidr6 is not None,
             why=f"lay a cable: {veth} is a port of {net.bridge}, its other end eth0 in the pod",
             undo=("network.link.delete", (veth,)),
-            shell=f"ip link add {veth} mtu {net.mtu} master {net.bridge} up "
-            f"type veth peer name eth0 netns {netns}",
+            shell=f"ip link add {veth} mtu {net.mtu} master {net.bridge} "
+            f"type veth peer name eth0 netns {netns}"
+            f" && ip link set {veth} up addrgenmode none type bridge_slave hairpin on",
             man="veth(4)",
         ),
         _up_step(netns, "lo", "switch the loopback interface on, so that 127.0.0.1 works"),
@@ -96,6 +98,18 @@ def plan_attach(paths: Paths, net: NodeNetwork, lease: Lease, name: str, netns: 
                 man="ip-route(8)",
             )
         )
+    plan.append(
+        Step(
+            "network.link.settle",
+            netns,
+            veth,
+            net.bridge,
+            lease.ip6,
+            why="wait until the kernel has seen the new carrier, so that no first packet is lost",
+            shell=f"ethtool {veth}",
+            man="netdevice(7)",
+        )
+    )
     return plan
 
 
@@ -151,7 +165,7 @@ def add_veth(veth: str, bridge: str, mtu: int, netns: str, ip4: str, ipv6: bool)
         with netlink.Netlink() as rtnl:
             master = netlink.link(rtnl, bridge).index
             netlink.add_veth(rtnl, veth, master, mtu, "eth0", mac_for(ip4), fd)
-            netlink.set_up(rtnl, veth, addressless=ipv6)
+            netlink.set_port_up(rtnl, veth, ipv6=ipv6)
     finally:
         os.close(fd)
 
@@ -165,6 +179,17 @@ def delete(name: str) -> None:
 def set_up(netns: str, name: str) -> None:
     with netlink.open_in(netns) as rtnl:
         netlink.set_up(rtnl, name)
+
+
+def settle(netns: str, veth: str, bridge: str, ip6: str | None) -> None:
+    """Return when both ends of the pair and the bridge pass packets: see `kernel/carrier.py`."""
+    with Inside(netns):
+        carrier.has_carrier("eth0")
+    carrier.has_carrier(veth)
+    carrier.has_carrier(bridge)
+    if ip6 is not None:
+        with Inside(netns):
+            carrier.wait_solicitable("eth0", to_bytes(ip6))
 
 
 def add_address(netns: str, name: str, address: str, prefix: int) -> None:

@@ -189,7 +189,7 @@ def _bind(port: Port, paths: Paths | None) -> socket:
 def _refused(port: Port, error: OSError, paths: Paths | None) -> Exception:
     where = f"{port.protocol} port {port.host_port} on {port.host_ip or 'every address'}"
     if error.errno == 98:  # EADDRINUSE
-        holder = _holder_in_proc(port) or (_holder_in_table(port, paths) if paths else "")
+        holder = (_holder_in_table(port, paths) if paths else "") or _holder_in_proc(port)
         return Conflict(
             f"cannot publish {where}: it is taken" + (f" by {holder}" if holder else ""),
             hint="choose another host port, or none (`-p 80`) to get a free one",
@@ -226,7 +226,9 @@ def _holder_in_proc(port: Port) -> str:
 
 
 def _holder_in_table(port: Port, paths: Paths) -> str:
-    """`pod web`, from the comments of our own maps: a held socket does not show in /proc/net."""
+    """`pod web`, from the comments in our own maps. proc(5) would name its supervisor for udp, and
+    for tcp nothing, since it lists no socket that is bound and does not listen.
+    """
     for number, name in published(paths.nft_table, port.protocol):
         if number == port.host_port:
             return f"pod {name}"
