@@ -23,7 +23,7 @@ for directory in /run /tmp /var/lib /var/tmp; do
     case $VM_CHECKOUT/ in
     "$directory"/*)
         mkdir -p "$VM_CHECKOUT"
-        mount --bind /proc/self/fd/9 "$VM_CHECKOUT"
+        mount -c --bind /proc/self/fd/9 "$VM_CHECKOUT"  # -c: do not look where the link points now
         ;;
     esac
 done
