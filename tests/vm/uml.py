@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -75,7 +74,7 @@ def missing() -> str:
     """What this host lacks for the VM, as a sentence; empty when it can boot."""
     if os.uname().machine != "x86_64":
         return f"user-mode-linux does not exist for {os.uname().machine}"
-    for program in ("linux.uml", "gcc", "modprobe", "setpriv"):
+    for program in ("linux.uml", "gcc", "modprobe", "setpriv", "unshare"):
         if not shutil.which(program):
             return f"{program} is not installed (script/setup --dev)"
     return ""
@@ -94,13 +93,11 @@ def run(script: str, *, systemd: bool = False, timeout: float = 600) -> str:
         )
         Path(directory, "run").write_text(script)
         with open(f"{directory}/output", "w+b") as output:
-            # A session of its own, so that its many processes can be ended as one group.
             vm = subprocess.Popen(
                 command(directory, wrapper, systemd),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
             )
             try:
                 vm.wait(timeout)
@@ -108,7 +105,7 @@ def run(script: str, *, systemd: bool = False, timeout: float = 600) -> str:
                 raise TimeoutError(f"the VM ran for {timeout:g} s:\n{text(output.name)}") from None
             finally:
                 if vm.poll() is None:
-                    os.killpg(vm.pid, signal.SIGKILL)
+                    vm.kill()
                     vm.wait()
         return text(output.name)
 
@@ -120,11 +117,13 @@ def command(directory: str, wrapper: str, systemd: bool) -> list[str]:
     kernel += [f"init={HERE}/init.sh", "con=null", "con0=null,fd:2", "con1=fd:0,fd:1"]
     kernel += [f"uml_dir={directory}", "umid=vm"]
     kernel += [f"VM_CHECKOUT={CHECKOUT}", f"VM_RUN={directory}/run"]
-    # Not outliving us, even if we are killed.
+    # A pid namespace, so that the VM with all its processes ends when this one ends, however; and
+    # a shell in it as process 1, since signals an init process has no handler for are lost.
+    shell = ["sh", "-c", '"$@"; exit $?', "vm"]
     return [
-        "setpriv",
-        "--pdeathsig=KILL",
+        *("setpriv", "--pdeathsig=KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"),
         *environment,
+        *shell,
         *kernel,
         *(["VM_SYSTEMD=1"] if systemd else []),
     ]
