@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pyrun.explain import steps
+from pyrun.kernel import carrier
 from pyrun.kernel.netlink import Inside
 from pyrun.network import ipam, link, node, ports
+from pyrun.network.address import to_bytes
 from pyrun.store.paths import Paths
 
 DEADLINE = 5.0
@@ -180,6 +182,8 @@ class Lab:
         world.ip("address", "add", "2001:db8::1/64", "dev", "node", "nodad")
         of.ip("address", "add", "198.51.100.2/24", "dev", "uplink")
         of.ip("address", "add", "2001:db8::2/64", "dev", "uplink", "nodad")
+        settle(world, "node", "2001:db8::1")
+        settle(of, "uplink", "2001:db8::2")
         of.ip("route", "add", "default", "via", "198.51.100.1")
         of.ip("-6", "route", "add", "default", "via", "2001:db8::1")
         return world
@@ -210,5 +214,16 @@ def join(one: Namespace, its_link: str, other: Namespace, other_link: str, mtu: 
         "link", "add", its_link, "mtu", str(mtu), "type", "veth",
         "peer", "name", other_link, "mtu", str(mtu), "netns", other.name,
     )  # fmt: skip
-    one.ip("link", "set", its_link, "up")
-    other.ip("link", "set", other_link, "up")
+    for end, name in ((one, its_link), (other, other_link)):
+        # Otherwise the cable can forward no IPv6 for two seconds.
+        end.run("sysctl", "-q", "-w", f"net.ipv6.conf.{name}.accept_dad=0")
+        end.ip("link", "set", name, "up")
+    for end, name in ((one, its_link), (other, other_link)):
+        with Inside(end.path):
+            carrier.has_carrier(name)
+
+
+def settle(namespace: Namespace, name: str, ip6: str) -> None:
+    """Wait until neighbours can find `ip6`: otherwise the first connection takes a second."""
+    with Inside(namespace.path):
+        assert carrier.wait_solicitable(name, to_bytes(ip6), DEADLINE)

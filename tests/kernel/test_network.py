@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network_lab import Lab, Node, command, join, source_seen
+from network_lab import Lab, Node, command, join, settle, source_seen
 
 from pyrun.errors import Conflict, StepFailed
 from pyrun.explain import steps
@@ -40,6 +40,16 @@ def test_a_pod_is_reachable_the_moment_it_is_attached(lab: Lab) -> None:
         start = time.monotonic()
         source_seen(two.listen(80), one.connect(getattr(two, family), 80))
         assert time.monotonic() - start < 0.9
+
+
+def test_the_first_pod_is_reachable_from_outside_at_once(lab: Lab) -> None:
+    here = lab.node()
+    world = lab.world(here)
+    world.ip("route", "add", "fd66::/64", "via", "2001:db8::2")
+    pod = here.pod("one")
+    start = time.monotonic()
+    assert source_seen(pod.listen(80), world.connect(pod.ip6, 80)) == "2001:db8::1"
+    assert time.monotonic() - start < 0.9
 
 
 def test_two_pods_bind_the_same_port(lab: Lab) -> None:
@@ -322,6 +332,7 @@ def test_two_nodes_with_routes_keep_source_addresses(
     for this, other, number in ((one, two, 1), (two, one, 2)):
         this.ip("address", "add", f"192.0.2.{number}/24", "dev", "wire")
         this.ip("address", "add", f"2001:db8::{number}/64", "dev", "wire", "nodad")
+        settle(this, "wire", f"2001:db8::{number}")
         back = 2 if other is two else 1
         this.ip("route", "add", f"10.66.{back}.0/24", "via", f"192.0.2.{back}")
         this.ip("route", "add", f"fd66:0:0:{back}::/64", "via", f"2001:db8::{back}")

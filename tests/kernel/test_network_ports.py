@@ -214,6 +214,18 @@ def test_unpublishing_spares_a_port_that_leads_to_another_pod_by_now(lab: Lab) -
     assert "8081" not in here.rules()
 
 
+def test_a_sweep_takes_all_ports_of_one_pod_and_no_others(lab: Lab) -> None:
+    here = lab.node()
+    here.set_up()
+    here.pod("web", "8080:80 127.0.0.1:8081:81/udp [fd66::1]:8082:82 8083-8085:83-85")
+    here.pod("web-2", "9090:80")
+    for _ in range(2):
+        with Inside(here.path):
+            steps.run(ports.plan_sweep(node.node_network(here.paths), "web"))
+        assert here.rules().count('comment "web-2"') == 2
+        assert 'comment "web"' not in here.rules()
+
+
 def test_publishing_on_another_pods_port_fails_as_a_whole(lab: Lab) -> None:
     here = lab.node()
     here.pod("one", "8080:80")

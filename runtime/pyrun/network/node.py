@@ -246,6 +246,9 @@ def _sysctls(net: NodeNetwork, via_ra: list[str]) -> list[tuple[str, str, str]]:
     ]
     wanted += [
         (f"{v6}/conf/{bridge}/accept_ra", "0", "take no routes from a pod that plays router"),
+        # With it the bridge's fe80:: address, by which it asks where a pod is, would be of no use
+        # for two seconds after the first pod has come, and packets from outside would wait.
+        (f"{v6}/conf/{bridge}/accept_dad", "0", "look for pods at once, nobody has our address"),
         (f"{v6}/conf/all/forwarding", "1", "let the kernel pass IPv6 packets on"),
     ]
     return wanted

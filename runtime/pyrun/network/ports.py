@@ -229,27 +229,29 @@ def _holder_in_table(port: Port, paths: Paths) -> str:
     """`pod web`, from the comments in our own maps. proc(5) would name its supervisor for udp, and
     for tcp nothing, since it lists no socket that is bound and does not listen.
     """
-    for number, name in published(paths.nft_table, port.protocol):
-        if number == port.host_port:
+    for _, key, name in _elements(paths.nft_table):
+        if key[0] == port.protocol and int(key[-1]) == port.host_port:
             return f"pod {name}"
     return ""
 
 
-def published(table: str, protocol: str) -> list[tuple[int, str]]:
-    """(host port, sandbox) of every element in our maps."""
+def _elements(table: str) -> list[tuple[str, list[str], str]]:
+    """(`inet pyrun publish4`, key, sandbox) of every element in our maps.
+
+    nft prints them as `tcp . 192.0.2.1 . 8080 comment "web" : 10.66.0.2 . 80`, between commas.
+    """
     found = []
     for l3 in ("ip", "ip6"):
         for name in (nat.MAP[l3], f"{nat.MAP[l3]}_any"):
+            where = f"{nat.family_of(table, l3)} {table} {name}"
             try:
-                text = nft.run(f"list map {nat.family_of(table, l3)} {table} {name}")
+                text = nft.run(f"list map {where}")
             except KernelError:
                 continue  # no table yet, or no IPv6
             for element in text.replace("{", ",").split(","):
-                # tcp . 192.0.2.1 . 8080 comment "web" : 10.66.0.2 . 80
                 key, comment, rest = element.partition(' comment "')
-                words = key.split(" . ")
-                if comment and words[0].strip() == protocol:
-                    found.append((int(words[-1]), rest.partition('"')[0]))
+                if comment:
+                    found.append((where, key.strip().split(" . "), rest.partition('"')[0]))
     return found
 
 
@@ -299,6 +301,20 @@ def plan_unpublish(
     ]
 
 
+def plan_sweep(net: NodeNetwork, name: str) -> list[Step]:
+    """Take out whatever leads to `name`, for when nobody knows what that is: after a crash."""
+    return [
+        Step(
+            "network.ports.sweep",
+            net.table,
+            name,
+            why=f"take every port out of the maps that is marked as {name}'s",
+            shell=f"nft list table inet {net.table} | grep {name}",
+            man="nft(8)",
+        )
+    ]
+
+
 def _commands(
     verb: str, family4: str, family6: str, table: str, name: str, ports: Sequence[Row], ip4: str,
     ip6: str | None,
@@ -315,10 +331,14 @@ def _commands(
                 where, suffix = "", "_any"
             found.append(
                 f"{verb} element {family} {table} {nat.MAP[l3]}{suffix} "
-                f'{{ {protocol}{where} . {host_port} comment "{name[:120]}"'
+                f'{{ {protocol}{where} . {host_port} comment "{_comment(name)}"'
                 f" : {pod} . {container_port} }}"
             )
     return found
+
+
+def _comment(name: str) -> str:
+    return name[:120]  # nft's limit is 128
 
 
 def publish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
@@ -345,6 +365,13 @@ def unpublish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | 
     if not _try("\n".join(pairs)):
         for pair in pairs:
             _try(pair)
+
+
+def sweep(table: str, name: str) -> None:
+    """Delete every element whose comment is `name`."""
+    for where, key, owner in _elements(table):
+        if owner == _comment(name):
+            _try(f"delete element {where} {{ {' . '.join(key)} }}")
 
 
 def _try(commands: str) -> bool:
