@@ -24,11 +24,17 @@ DEVICES = [
 ]
 
 
-@pytest.fixture(params=["host", pytest.param("v2", marks=pytest.mark.v2)])
+@pytest.fixture(params=["host", "v1", pytest.param("v2", marks=pytest.mark.v2)])
 def layout(request: pytest.FixtureRequest) -> api.Layout:
+    """The host as it is; as if it had no v2 tree; pure v2, where that is the case."""
     found = api.host_layout()
     if request.param == "v2":
         assert found.controllers["memory"].version == 2
+    if request.param == "v1":
+        if {found.controllers[name].version for name in ("cpu", "memory", "pids", "io")} != {1}:
+            pytest.skip("kernel lacks v1 controllers: v2 has them")
+        found.unified = None
+        found.controllers = {n: h for n, h in found.controllers.items() if h.version == 1}
     return found
 
 
@@ -90,7 +96,7 @@ def test_process_joins_every_hierarchy(layout: api.Layout, path: str) -> None:
         with open(f"/proc/{pid}/cgroup") as lines:
             found = [line.rstrip("\n").split(":", 2) for line in lines]
         for _, names, where in found:
-            if names == "name=systemd":
+            if names == "name=systemd" or (names == "" and not layout.unified):
                 continue
             assert where.endswith("/" + path), (names, where)
         assert api.pids(layout, path) == [pid]
@@ -242,6 +248,16 @@ def test_remove_ends_what_is_inside_and_below(layout: api.Layout, path: str) -> 
     remove(layout, path)
 
 
+def test_remove_ends_frozen_processes(layout: api.Layout, path: str) -> None:
+    """A process frozen by v1 does not die of SIGKILL before it is thawed."""
+    create(layout, f"{path}/deeper")
+    with inside(layout, f"{path}/deeper", wait_forever) as pid:
+        api.freeze(layout, f"{path}/deeper")
+        remove(layout, path)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert left_behind(layout, path) == []
+
+
 def test_undo_removes_what_a_failed_plan_made(layout: api.Layout, path: str) -> None:
     plan = api.plan_create(layout, path, {"pids": {"limit": 5}})
     plan.append(steps.Step("cgroup.files.set_limit", "/proc/no/such/memory.max", "1", why="Fail"))
@@ -263,16 +279,19 @@ def test_limit_without_a_controller_is_an_error(layout: api.Layout, path: str) -
     assert left_behind(layout, path) == []
 
 
-def test_device_program_works_where_v1_has_no_device_controller(
+def test_devices_without_their_v1_controller_need_the_v2_tree(
     layout: api.Layout, path: str
 ) -> None:
-    """As on a host whose devices hierarchy is not mounted: the v2 tree takes a BPF program."""
-    bare = api.host_layout()
-    bare.controllers.pop("devices", None)
-    create(bare, path, devices=DEVICES)
-    assert result(bare, path, lambda: opens("/dev/null") and not opens("/dev/random")) == 1
-    steps.run(api.plan_update(bare, path, {"devices": DEVICES[:2]}))
-    assert result(bare, path, lambda: opens("/dev/zero")) == 0
+    """As on a host whose devices hierarchy is not mounted: a BPF program, or an error."""
+    layout.controllers.pop("devices", None)
+    if layout.unified is None:
+        with pytest.raises(Unsupported, match="devices"):
+            create(layout, path, devices=DEVICES)
+        return
+    create(layout, path, devices=DEVICES)
+    assert result(layout, path, lambda: opens("/dev/null") and not opens("/dev/random")) == 1
+    steps.run(api.plan_update(layout, path, {"devices": DEVICES[:2]}))
+    assert result(layout, path, lambda: opens("/dev/zero")) == 0
 
 
 def test_disk_weight_without_a_scheduler_for_it_is_an_error(layout: api.Layout, path: str) -> None:

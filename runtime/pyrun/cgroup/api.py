@@ -190,7 +190,8 @@ def freeze(layout: Layout, path: str, frozen: bool = True) -> None:
 
     Raises NotFound without the cgroup, Conflict when they do not freeze within 5 s.
     """
-    hierarchy = layout.controllers.get("freezer") or layout.unified
+    # v2's freezer first, on hybrid hosts too: what it froze can be killed, traced and moved.
+    hierarchy = layout.unified or layout.controllers.get("freezer")
     if hierarchy is None:
         raise Unsupported(
             "cannot pause: this host has neither the v1 freezer nor a v2 tree",

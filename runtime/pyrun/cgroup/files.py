@@ -257,36 +257,49 @@ def signal_all(directory: str, signal: int) -> int:
 
 
 def kill_all(unified: str, other: str, freezer: bool) -> None:
-    """SIGKILL every process in a cgroup; none there is fine.
+    """SIGKILL every process in a cgroup and below it; none there is fine.
 
     `unified` is its v2 directory, where one file does it and nothing escapes. Where that is
     missing (pure v1, or a kernel before 5.14) a fork bomb could outrun a loop of kill(2), so the
     v1 directory `other` is frozen meanwhile if it is the `freezer`: frozen processes do not fork.
     """
-    if unified:
+    done = bool(unified) and kill_file(unified)
+    if not other and not done:
+        other, freezer = unified, False
+    deadline = time.monotonic() + REMOVE_SECONDS
+    pause = 0.0005
+    while other and pids(other) and time.monotonic() < deadline:
+        if freezer and not done:
+            try:
+                set_frozen(other, 1, True)
+            except (Conflict, NotFound):
+                pass  # some process hangs in the kernel; kill the others all the same
+        signal_all(other, 9)
+        if freezer:
+            thaw_all(other)
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def kill_file(directory: str) -> bool:
+    """Kill with v2's cgroup.kill; False where there is none."""
+    try:
+        write(f"{directory}/cgroup.kill", "1")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return not os.path.isdir(directory)
+    return True
+
+
+def thaw_all(directory: str) -> None:
+    """Thaw a v1 cgroup and those below it: what is frozen there cannot even die."""
+    for each in subtree(directory):
         try:
-            write(f"{unified}/cgroup.kill", "1")
+            write(f"{each}/freezer.state", "THAWED")
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 raise
-            if os.path.isdir(unified):
-                other, freezer = other or unified, freezer and bool(other)
-    if not other or not pids(other):
-        return
-    deadline = time.monotonic() + REMOVE_SECONDS
-    pause = 0.0005
-    while True:
-        if freezer:
-            set_frozen(other, 1, True)
-        try:
-            found = signal_all(other, 9)
-        finally:
-            if freezer:
-                set_frozen(other, 1, False)
-        if not found or time.monotonic() > deadline:
-            return
-        time.sleep(pause)
-        pause = min(pause * 2, 0.05)
 
 
 def set_frozen(directory: str, version: int, frozen: bool) -> None:
