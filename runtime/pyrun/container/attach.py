@@ -13,7 +13,7 @@ import struct
 import termios
 
 from pyrun.container import record as records_of
-from pyrun.container.client import Connection, start_error
+from pyrun.container.client import Connection, start_error, write_all
 from pyrun.container.log import LogReader
 from pyrun.errors import PyrunError
 
@@ -196,20 +196,14 @@ class _Nothing:
         pass
 
 
-def write_all(fd: int, data: bytes) -> None:
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-
-
-def pump_terminal(master: int, connection: Connection) -> int:
+def pump_terminal(master: int, connection: Connection, *, stdin: bool) -> int:
     """`exec -t`: between the caller's terminal and the pty of the new process, until its exit."""
     resizes = Resizes()
     poll = select.poll()
-    for fd in (0, master, resizes.reader, connection.socket.fileno()):
+    for fd in (master, resizes.reader, connection.socket.fileno()):
         poll.register(fd, select.POLLIN)
+    if stdin:
+        poll.register(0, select.POLLIN)
 
     def resize() -> None:
         if size := window_size():

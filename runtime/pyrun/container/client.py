@@ -92,6 +92,17 @@ def with_short_path(path: str, use: Any) -> None:
         os.close(fd)
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """write(2) until everything is written, also to a descriptor that does not block."""
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            import select
+
+            select.select([], [fd], [])
+
+
 # steps
 
 CODE = (

@@ -24,7 +24,7 @@ def make_volume(path: str) -> None:
 
 
 def write_config(directory: str, config: dict[str, Any]) -> None:
-    records.write(f"{directory}/config.json", config)
+    records.write(f"{directory}/config.json", config, durable=False)
 
 
 def write_order(run: str, order: dict[str, Any]) -> None:

@@ -119,6 +119,22 @@ def plan_create(
     ]
 
 
+def plan_sync(paths: Paths, record: dict[str, Any]) -> Plan:
+    """Make a new container's files durable, once it runs; one that `--rm` removes needs none."""
+    if record["remove"]:
+        return []
+    directories = [paths.container(record["name"]), paths.sandbox(record["sandbox"])]
+    return [
+        Step(
+            "container.record.sync",
+            *directories,
+            why="make what was written durable, now that nobody waits for it",
+            shell="sync " + " ".join(directories),
+            man="fsync(2)",
+        )
+    ]
+
+
 def order(
     paths: Paths,
     record: dict[str, Any],
@@ -134,7 +150,10 @@ def order(
         config,
         rootfs=paths.rootfs,
         overlay=initplan.Overlay(
-            lowerdirs, f"{paths.container(name)}/upper", f"{paths.container(name)}/work"
+            lowerdirs,
+            f"{paths.container(name)}/upper",
+            f"{paths.container(name)}/work",
+            record["remove"],
         ),
         cgroup_files=cgroup.join_files(layout, group),
         seccomp_program=seccomp_program,
@@ -263,9 +282,23 @@ def plan_member_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout
 
 
 def plan_forget_container(paths: Paths, record: dict[str, Any]) -> Plan:
-    """The last steps of a removal: its changes, its log, its name."""
+    """The last steps of a removal: its place in its sandbox, then its files."""
+    return [
+        Step(
+            "container.record.drop_member",
+            paths.sandbox(record["sandbox"]),
+            record["name"],
+            why=f"count it no longer among the members of {record['sandbox']}",
+        ),
+        *plan_forget_member_files(paths, record),
+    ]
+
+
+def plan_forget_member_files(paths: Paths, record: dict[str, Any]) -> Plan:
+    """Its changes, its log, its name; its sandbox is going as well or has forgotten it."""
     name = record["name"]
     directory = paths.container(name)
+    run = paths.container_run(name)
     return [
         Step(
             "container.record.unlink_id",
@@ -275,10 +308,10 @@ def plan_forget_container(paths: Paths, record: dict[str, Any]) -> Plan:
             why="forget the id",
         ),
         Step(
-            "container.record.drop_member",
-            paths.sandbox(record["sandbox"]),
-            name,
-            why=f"count it no longer among the members of {record['sandbox']}",
+            "kernel.files.remove_tree",
+            run,
+            why="remove what lived as long as the process",
+            shell=f"rm -rf {run}",
         ),
         Step(
             "kernel.files.remove_tree",

@@ -404,7 +404,7 @@ def _unpin(kind: str, path: str) -> Step:
 
 def lock(paths: Paths, name: str) -> records.Lock:
     """Held by whoever changes this sandbox or its members."""
-    return records.Lock(f"{paths.run_root}/locks/{name}")
+    return records.Lock(f"{paths.run_root}/locks/{name}", owner=paths.sandbox(name))
 
 
 def half_made(paths: Paths, name: str) -> dict[str, Any]:

@@ -115,7 +115,10 @@ def draft(
     image = find_image(store, options.image)
     layers = store.lowerdirs(image)
     own = image.config.get("config") or {}
-    identity = identify(options.user or own.get("User") or "", options.groups, layers)
+    user = options.user or own.get("User") or ""
+    if user.startswith(":"):  # a group alone: the user is the image's
+        user = (own.get("User") or "0").partition(":")[0] + user
+    identity = identify(user, options.groups, layers)
     id_ = records_of.new_id()
     if not sandbox_["hostname"]:
         sandbox_["hostname"] = os.uname().nodename if options.network == "host" else id_[:12]
@@ -249,9 +252,9 @@ def start_plan(
 
 def create(paths: Paths, options: Options) -> tuple[str, list[str]]:
     """Make a container without starting it. Returns its name and notes for the user."""
-    name, _, plan, notes = creation(paths, options)
-    with sandbox.lock(paths, options.pod or name):
-        steps.run(plan)
+    name, made, plan, notes = creation(paths, options)
+    with sandbox.lock(paths, made.record["sandbox"]):
+        steps.run(plan + lifecycle.plan_sync(paths, made.record))
     return name, notes
 
 
@@ -309,6 +312,7 @@ def run(
                 + start_plan(
                     paths, made.record, made.config, layout, lowerdirs, launch=attach is None
                 )
+                + lifecycle.plan_sync(paths, made.record)
             )
     else:
         # The sandbox's record is the second step's argument: the plan carries it.
@@ -319,6 +323,7 @@ def run(
             plan += start_plan(
                 paths, made.record, made.config, facts.layout, lowerdirs, launch=attach is None
             )
+            plan += lifecycle.plan_sync(paths, made.record)
             with sandbox.lock(paths, sandbox_name):
                 steps.run(plan)
         except BaseException:

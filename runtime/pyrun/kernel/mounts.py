@@ -152,10 +152,13 @@ def mount_overlay(
     upperdir: str | None = None,
     workdir: str | None = None,
     readonly: bool = False,
+    volatile: bool = False,
 ) -> None:
     """Mount an overlay of `lowerdirs` (top layer first) on `target`.
 
-    Without `upperdir` the mount is read-only. Raises KernelError.
+    Without `upperdir` the mount is read-only. `volatile` leaves out every sync of the upper
+    directory, also the one at unmount, which waits for all that anybody has written to that file
+    system: right for a container whose changes are thrown away at its end. Raises KernelError.
     """
     if upperdir is None:
         readonly = True
@@ -164,15 +167,20 @@ def mount_overlay(
             mount("", target, "", const.MS_BIND | const.MS_REMOUNT | const.MS_RDONLY)
             return
     try:
-        _overlay_by_fsopen(target, lowerdirs, upperdir, workdir, readonly)
+        _overlay_by_fsopen(target, lowerdirs, upperdir, workdir, readonly, volatile)
     except KernelError as error:
         if error.errno not in (22, 38):  # `lowerdir+` came with Linux 6.5, fsopen with 5.2
             raise
-        _overlay_by_mount(target, lowerdirs, upperdir, workdir, readonly)
+        _overlay_by_mount(target, lowerdirs, upperdir, workdir, readonly, volatile)
 
 
 def _overlay_by_fsopen(
-    target: str, lowerdirs: Sequence[str], upperdir: str | None, workdir: str | None, readonly: bool
+    target: str,
+    lowerdirs: Sequence[str],
+    upperdir: str | None,
+    workdir: str | None,
+    readonly: bool,
+    volatile: bool,
 ) -> None:
     fd = fsopen("overlay")
     try:
@@ -182,6 +190,8 @@ def _overlay_by_fsopen(
         if upperdir is not None:
             fsconfig(fd, const.FSCONFIG_SET_STRING, "upperdir", upperdir)
             fsconfig(fd, const.FSCONFIG_SET_STRING, "workdir", workdir or "")
+            if volatile:
+                fsconfig(fd, const.FSCONFIG_SET_FLAG, "volatile")
         fsconfig(fd, const.FSCONFIG_CMD_CREATE)
         mounted = fsmount(fd, const.MOUNT_ATTR_RDONLY if readonly else 0)
     finally:
@@ -193,7 +203,12 @@ def _overlay_by_fsopen(
 
 
 def _overlay_by_mount(
-    target: str, lowerdirs: Sequence[str], upperdir: str | None, workdir: str | None, readonly: bool
+    target: str,
+    lowerdirs: Sequence[str],
+    upperdir: str | None,
+    workdir: str | None,
+    readonly: bool,
+    volatile: bool,
 ) -> None:
     """The old way. All options must fit one page, so directories are named by descriptor.
 
@@ -212,6 +227,7 @@ def _overlay_by_mount(
         options = "lowerdir=" + ":".join(map(name, lowerdirs))
         if upperdir is not None:
             options += f",upperdir={name(upperdir)},workdir={name(workdir or '')}"
+            options += ",volatile" if volatile else ""
         os.chdir("/proc/self/fd")
         mount(
             "overlay",

@@ -132,8 +132,10 @@ class Init:
     def load_filter(self, path: str) -> None:
         self.program, self.filter_flags = load(path), load_flags(path)
 
-    def mount_overlay(self, rootfs: str, lower: list[str], upper: str, work: str) -> None:
-        mounts.mount_overlay(rootfs, lower, upper, work)
+    def mount_overlay(
+        self, rootfs: str, lower: list[str], upper: str, work: str, volatile: bool
+    ) -> None:
+        mounts.mount_overlay(rootfs, lower, upper, work, volatile=volatile)
         self.open_rootfs(rootfs)
 
     def bind_rootfs(self, rootfs: str) -> None:
@@ -249,7 +251,11 @@ class Init:
             finally:
                 os.close(fd)
         if flags & const.MS_RDONLY:
-            self.read_only(target)
+            fd = files.open_in_root(self.root, target)
+            try:
+                mounts.mount("", f"/proc/self/fd/{fd}", "", const.MS_REMOUNT | flags)
+            finally:
+                os.close(fd)
 
     # devices and the terminal
 

@@ -65,14 +65,20 @@ SYMLINKS = (
 
 
 class Overlay:
-    """The rootfs as overlay: read-only layers (top first) and the container's own upper."""
+    """The rootfs as overlay: read-only layers (top first) and the container's own upper.
 
-    __slots__ = ("lowerdirs", "upperdir", "workdir")
+    volatile  nothing of the upper directory need ever reach the disk (`--rm`)
+    """
 
-    def __init__(self, lowerdirs: list[str], upperdir: str, workdir: str) -> None:
+    __slots__ = ("lowerdirs", "upperdir", "volatile", "workdir")
+
+    def __init__(
+        self, lowerdirs: list[str], upperdir: str, workdir: str, volatile: bool = False
+    ) -> None:
         self.lowerdirs = lowerdirs
         self.upperdir = upperdir
         self.workdir = workdir
+        self.volatile = volatile
 
 
 def init_plan(
@@ -209,10 +215,12 @@ def _rootfs(
                 overlay.lowerdirs,
                 overlay.upperdir,
                 overlay.workdir,
+                overlay.volatile,
                 why=f"mount the rootfs: {len(overlay.lowerdirs)} read-only layers "
                 "under this container's own upper directory",
                 shell=f"mount -t overlay overlay -o lowerdir={layers},"
-                f"upperdir={overlay.upperdir},workdir={overlay.workdir} {rootfs}",
+                f"upperdir={overlay.upperdir},workdir={overlay.workdir}"
+                f"{',volatile' if overlay.volatile else ''} {rootfs}",
                 man="https://docs.kernel.org/filesystems/overlayfs.html",
             )
         )

@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 
 
 def read(path: str) -> Any:
-    """The record at `path`, or None where there is none."""
+    """The record at `path`, or None where there is none that can be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with open(fd, encoding="utf-8") as file:
-        return loads(file.read())
+    with open(fd, encoding="utf-8", errors="replace") as file:
+        try:
+            return loads(file.read())
+        except ValueError:
+            return None  # empty or torn by a power cut: as good as not there
 
 
 def write(path: str, value: Any, *, durable: bool = True) -> None:
@@ -89,13 +92,17 @@ def take_name(directory: str, name: str, what: str) -> str:
 
 
 class Lock:
-    """flock(2) on a file, for a `with` block. Dies with its process, so nothing is ever stale."""
+    """flock(2) on a file, for a `with` block. Dies with its process, so nothing is ever stale.
 
-    __slots__ = ("fd", "path", "shared")
+    owner  a directory that the lock belongs to: when it is gone at the end, the file goes as well
+    """
 
-    def __init__(self, path: str, *, shared: bool = False) -> None:
+    __slots__ = ("fd", "owner", "path", "shared")
+
+    def __init__(self, path: str, *, shared: bool = False, owner: str = "") -> None:
         self.path = path
         self.shared = shared
+        self.owner = owner
         self.fd = -1
 
     def __enter__(self) -> Lock:
@@ -112,6 +119,8 @@ class Lock:
             os.close(self.fd)
 
     def __exit__(self, *_: object) -> None:
+        if self.owner and not os.path.isdir(self.owner):
+            os.unlink(self.path)  # while we hold it; who waits for it looks again
         os.close(self.fd)
 
 
