@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import imagebuild
 import pytest
-from imagebuild import Tar
 
+import imagebuild
+from imagebuild import Tar
 from pyrun.errors import BadInput
 from pyrun.image import tar, unpack
 

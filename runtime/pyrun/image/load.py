@@ -15,6 +15,7 @@ import hashlib
 import os
 
 from pyrun.errors import BadInput, PyrunError
+from pyrun.explain.steps import describe
 from pyrun.image import manifest, reference, settle, workers
 from pyrun.image.archive import STDIN, Input, Place, open_input, read_json
 from pyrun.image.remove import bury, remove_dead
@@ -385,10 +386,9 @@ class Stage:
         del self._fresh[layer.diff_id]
         try:
             settle.apply(rootfs, lowers, changes)
-        except BadInput as error:
-            error.message = f"layer {layer.digest}: {error.message}"
-            error.args = (error.message,)
-            raise
+        except (BadInput, OSError) as error:
+            said = error.message if isinstance(error, BadInput) else describe(error)
+            raise BadInput(f"layer {layer.digest[:19]}: {said}") from error
         self._new[chained + suffix] = (rootfs, result)
         return chained + suffix, facts
 

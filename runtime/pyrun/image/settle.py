@@ -36,19 +36,14 @@ if TYPE_CHECKING:
 def plan(lowers: list[str], facts: Facts) -> list[Change]:
     """What must change in a layer with `facts` above the snapshots `lowers` (top first).
 
-    Reads the lower snapshots, changes nothing. Raises BadInput for a link without a target.
+    Reads the lower snapshots, changes nothing.
     """
-    changes: list[Change] = []
-    for path in facts["whiteout_dirs"]:
-        if _directory(lowers, path) is None:
-            changes.append(("remove_ghosts", path, ""))
-    for name, target in facts["links"]:
-        below = lookup(lowers, target)
-        if below is None or stat.S_ISDIR(os.lstat(below).st_mode):
-            # Perhaps the layer itself has the target, only later in the archive.
-            changes.append(("link_later", name, target))
-        else:
-            changes.append(("copy_up_and_link", name, target))
+    changes: list[Change] = [
+        ("remove_ghosts", path, "")
+        for path in facts["whiteout_dirs"]
+        if _directory(lowers, path) is None
+    ]
+    changes += [("link", name, target) for name, target in facts["links"]]
     for path in sorted(facts["implicit"], key=lambda path: path.count("/"), reverse=True):
         found = _directory(lowers, path)
         if found is not None and (path or _attributes(found) != (0o755, 0, 0, {})):
@@ -158,23 +153,36 @@ def _remove_ghosts(root: int, path: str) -> None:
 def _link(root: int, lowers: list[str], name: str, target: str) -> None:
     """Link `name` to `target`, which is copied up first where only a lower layer has it."""
     head, _, last = target.rpartition("/")
-    _make_parents(root, lowers, head)
-    with _opened(root, head) as source, _opened(root, name.rpartition("/")[0]) as into:
-        if not os.path.lexists(f"{source}/{last}"):
-            below = lookup(lowers, target)
-            if below is None:
-                raise BadInput(
-                    f"entry {name!r}: a hard link to {target!r}, which neither this layer nor one "
-                    "below has"
-                )
-            copy_up(below, f"{source}/{last}")
-        times = [os.stat(source), os.stat(into)]
+    if not _exists(root, target):
+        below = lookup(lowers, target)
+        if below is None or stat.S_ISDIR(os.lstat(below).st_mode):
+            raise BadInput(
+                f"entry {name!r}: a hard link to {target!r}, which is no file of this layer or of "
+                "one below"
+            )
+        _make_parents(root, lowers, head)
+        with _opened(root, head) as into:
+            status = os.stat(into)
+            copy_up(below, f"{into}/{last}")
+            os.utime(into, ns=(status.st_atime_ns, status.st_mtime_ns))
+    folder, _, first = name.rpartition("/")
+    with _opened(root, head) as source, _opened(root, folder) as into:
+        status = os.stat(into)
         try:
-            os.link(f"{source}/{last}", f"{into}/{name.rpartition('/')[2]}", follow_symlinks=False)
+            os.link(f"{source}/{last}", f"{into}/{first}", follow_symlinks=False)
         except FileExistsError:
             pass  # a later entry of the same name took its place
-        for at, status in zip((source, into), times, strict=True):
-            os.utime(at, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.utime(into, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _exists(root: int, path: str) -> bool:
+    try:
+        os.close(open_in_root(root, path, const.O_PATH | os.O_NOFOLLOW))
+    except KernelError as error:
+        if error.errno in (2, 20, 40):  # ENOENT, ENOTDIR, ELOOP
+            return False
+        raise
+    return True
 
 
 def _make_parents(root: int, lowers: list[str], path: str) -> None:
