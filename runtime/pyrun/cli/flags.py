@@ -25,7 +25,7 @@ FLAGS = (
     click.option("-h", "--hostname", default="", help="The hostname."),
     click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="A label."),
     click.option("-m", "--memory", default="", metavar="SIZE", help="Memory limit, like 64m."),
-    click.option("--memory-swap", default="", metavar="SIZE", help="Memory and swap; -1: no limit."),
+    click.option("--memory-swap", default="", metavar="SIZE", help="Memory plus swap; -1: no end."),
     click.option("--memory-reservation", default="", metavar="SIZE", help="Soft memory limit."),
     click.option("--cpus", type=float, help="Processors' worth of time, like 1.5."),
     click.option("-c", "--cpu-shares", type=int, help="Relative weight (1024 is usual)."),

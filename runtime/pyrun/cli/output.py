@@ -50,10 +50,12 @@ def ago(moment: float | str) -> str:
         head, _, rest = moment.partition(".")
         zone = rest.lstrip("0123456789") if rest else ""
         try:
-            moment = datetime.fromisoformat(head + zone).timestamp()
+            seconds = time.time() - datetime.fromisoformat(head + zone).timestamp()
         except ValueError:
             return moment
-    seconds = max(0, int(time.time() - moment))
+    else:
+        seconds = time.time() - moment
+    seconds = max(0, int(seconds))
     for name, length in (
         ("year", 31536000), ("month", 2592000), ("week", 604800),
         ("day", 86400), ("hour", 3600), ("minute", 60),
@@ -79,10 +81,22 @@ class Explainer(steps.Narrator):
 
     def __init__(self) -> None:
         self.count = 0
+        self.plans: dict[str, list[steps.Step]] = {}
 
     def done(self, step: steps.Step, nanoseconds: int) -> None:
         self.count += 1
         self.say(f"{self.count:3}. {step.why or step.op}", step, f"{nanoseconds / 1e6:.2f} ms")
+
+    wants_inside = True
+
+    def inside(self, name: str, plan: list[steps.Step]) -> None:
+        self.plans[name] = plan
+
+    def inside_done(self, name: str, index: int, nanoseconds: int) -> None:
+        self.count += 1
+        step = self.plans[name][index]
+        took = f"{nanoseconds / 1e6:.2f} ms" if nanoseconds else "until it executes"
+        self.say(f"{self.count:3}. inside {name}: {step.why or step.op}", step, took)
 
     def undone(self, step: steps.Step) -> None:
         assert step.undo is not None

@@ -52,8 +52,9 @@ def each(paths: Paths, wanted: tuple[str, ...], act: Callable[[str], Any]) -> No
     metavar="'[NAME=]IMAGE [COMMAND…]'",
     help="A member; may be given several times.",
 )
-@click.option("-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]",
-              help="Publish a port.")
+@click.option(
+    "-p", "--publish", multiple=True, metavar="[IP:]HOST:CONTAINER[/udp]", help="Publish a port."
+)
 @click.option("--hostname", default="", help="The hostname all members share.")
 @click.option("-l", "--label", multiple=True, metavar="KEY=VALUE", help="A label.")
 @click.option("--network", default="bridge", type=click.Choice(["bridge", "none", "host"]))
@@ -61,7 +62,7 @@ def each(paths: Paths, wanted: tuple[str, ...], act: Callable[[str], Any]) -> No
 @click.option("--add-host", multiple=True, metavar="NAME:ADDRESS", help="A line in /etc/hosts.")
 @click.option("--shm-size", default="64m", metavar="SIZE", help="Size of the shared /dev/shm.")
 @click.pass_obj
-def create(paths: Paths, file: str | None, **given: Any) -> None:  # fmt: skip
+def create(paths: Paths, /, file: str | None, **given: Any) -> None:  # fmt: skip
     """Make a pod and start its containers; print its name."""
     options = verbs.PodOptions(
         publish=given["publish"],

@@ -32,7 +32,7 @@ def tell(notes: list[str]) -> None:
 @click.argument("image")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def run(paths: Paths, image: str, args: tuple[str, ...], detach: bool, **given: Any) -> None:
+def run(paths: Paths, /, image: str, args: tuple[str, ...], detach: bool, **given: Any) -> None:
     """Make a container from IMAGE and run it; ARGS replace the image's command."""
     options = to_options(image, args, given)
     if detach:
@@ -62,7 +62,7 @@ def run(paths: Paths, image: str, args: tuple[str, ...], detach: bool, **given: 
 @click.argument("image")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def create(paths: Paths, image: str, args: tuple[str, ...], **given: Any) -> None:
+def create(paths: Paths, /, image: str, args: tuple[str, ...], **given: Any) -> None:
     """Make a container from IMAGE without starting it; print its id."""
     name, notes = verbs.create(paths, to_options(image, args, given))
     tell(notes)

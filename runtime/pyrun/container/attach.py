@@ -13,7 +13,7 @@ import struct
 import termios
 
 from pyrun.container import record as records_of
-from pyrun.container.client import Connection, start_error, write_all
+from pyrun.container.client import Connection, await_launch, write_all
 from pyrun.container.log import LogReader
 from pyrun.errors import PyrunError
 
@@ -72,9 +72,7 @@ def window_size(fd: int = 0) -> bytes:
         return b""
 
 
-def launch_attached(
-    paths: Paths, sandbox: str, name: str, *, tty: bool, stdin: bool, explain: Any = None
-) -> int:
+def launch_attached(paths: Paths, sandbox: str, name: str, *, tty: bool, stdin: bool) -> int:
     """Have the supervisor launch `name` with this process attached from the first byte.
 
     Returns the container's exit code. Raises PyrunError where it could not be launched.
@@ -83,14 +81,7 @@ def launch_attached(
     connection = Connection(paths, sandbox)
     with connection:
         connection.send({"do": "start", "name": name, "attach": True})
-        while True:
-            answer, _ = connection.receive()
-            if answer is None:
-                raise PyrunError(f"the supervisor of {sandbox} ended while it launched {name}")
-            if isinstance(answer, dict) and "error" in answer:
-                raise start_error(paths, name, answer)
-            if isinstance(answer, dict) and "pid" in answer:
-                break
+        await_launch(paths, name, connection)
         return Session(connection, reader, tty=tty, stdin=stdin).run()
 
 

@@ -5,14 +5,13 @@ The protocol is described in `supervisor.py`.
 
 from __future__ import annotations
 
+import _socket
 import os
 import struct
 import sys
 
-import _socket
-
 from pyrun.container import record as records_of
-from pyrun.errors import EXIT_CANNOT_INVOKE, EXIT_NOT_FOUND, KernelError, PyrunError
+from pyrun.errors import EXIT_CANNOT_INVOKE, EXIT_NOT_FOUND, KernelError, PyrunError, errno_text
 from pyrun.explain import steps
 from pyrun.kernel import mounts, process
 from pyrun.store import records
@@ -67,8 +66,6 @@ class Connection:
                     "the supervisor ended in the middle of a request",
                     hint="supervisor.log beside its socket may say why",
                 )
-            if isinstance(answer, dict) and "step" in answer and "at" in answer:
-                continue
             if isinstance(answer, dict):
                 return answer
 
@@ -212,9 +209,28 @@ def wait_for_end(pid: int, ticks: int, seconds: float) -> bool:
 def launch_member(root: str, run_root: str, sandbox: str, name: str) -> None:
     """Ask the supervisor to launch `name`. Raises PyrunError with docker's exit codes."""
     with Connection(Paths(root, run_root), sandbox) as connection:
-        answer = connection.ask({"do": "start", "name": name})
-    if "error" in answer:
-        raise start_error(Paths(root, run_root), name, answer)
+        connection.send({"do": "start", "name": name})
+        await_launch(Paths(root, run_root), name, connection)
+
+
+def await_launch(paths: Paths, name: str, connection: Connection) -> None:
+    """Read the supervisor's answers to `start` until the container executes or has failed to."""
+    count = 0
+    while True:
+        answer, _ = connection.receive()
+        if answer is None:
+            raise PyrunError(f"the supervisor ended while it launched {name}")
+        if not isinstance(answer, dict):
+            continue  # a wake-up: it has written something already
+        if "error" in answer:
+            raise start_error(paths, name, answer)
+        if "took" in answer:
+            count = answer["step"] + 1
+            steps.narrator.inside_done(name, answer["step"], answer["took"])
+        elif "pid" in answer:
+            if steps.narrator.wants_inside:
+                steps.narrator.inside_done(name, count, 0)  # execve itself cannot report
+            return
 
 
 def end_member(root: str, run_root: str, sandbox: str, name: str) -> None:
@@ -256,16 +272,14 @@ def describe_failure(what: str, step: list[Any], number: int, text: str) -> Pyru
             8: "it is neither a program for this machine nor a script with a #! line",
         }
         return PyrunError(
-            f"{what}: cannot execute {program!r}: {steps.errno_text(number)}",
+            f"{what}: cannot execute {program!r}: {errno_text(number)}",
             hint=hints.get(number, ""),
             exit_code=EXIT_CANNOT_INVOKE,
         )
     place = f"{step[0]}({', '.join(map(steps.short, step[1:]))})" if step[0] else "the launch"
     error = KernelError(number, text)
     return PyrunError(
-        f"{what}: {text}" + (f" ({steps.errno_text(number)})" if number and "E" not in text else ""),
-        hint="\n".join(
-            filter(None, (f"it failed at the step {place}", steps.likely_cause(error)))
-        ),
+        f"{what}: {text}" + (f" ({errno_text(number)})" if number and "E" not in text else ""),
+        hint="\n".join(filter(None, (f"it failed at the step {place}", steps.likely_cause(error)))),
         exit_code=EXIT_CANNOT_INVOKE if step[0] == "chdir" else 125,
     )

@@ -89,7 +89,9 @@ def capabilities(options: Options, bounding: int) -> list[str]:
         wanted = set()
     wanted |= set(options.cap_add) - {"ALL"}
     wanted -= set(options.cap_drop)
-    missing = [name for name in options.cap_add if name != "ALL" and not caps.mask([name]) & bounding]
+    missing = [
+        name for name in options.cap_add if name != "ALL" and not caps.mask([name]) & bounding
+    ]
     if missing:
         raise BadInput(
             f"--cap-add {missing[0]}: this process does not have it itself",
@@ -196,7 +198,12 @@ def mount_of(volume: Volume, sources: dict[str, str]) -> dict[str, Any]:
         options = ["nosuid", "nodev", *volume.options]
         if not any(option in ("exec", "noexec") for option in options):
             options.append("noexec")
-        return {"destination": volume.target, "type": "tmpfs", "source": "tmpfs", "options": options}
+        return {
+            "destination": volume.target,
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": options,
+        }
     source = volume.source if volume.kind == "bind" else sources[volume.target]
     options = ["rbind" if "bind" not in volume.options else "bind"]
     options += [option for option in volume.options if option not in ("bind", "rbind", "rw")]
@@ -355,4 +362,6 @@ def host_facts() -> Host:
             soft, hard = resource.getrlimit(getattr(resource, name))
             limits[name] = (soft & (1 << 64) - 1, hard & (1 << 64) - 1)
     bounding = caps.own_bounding()
-    return Host(bounding, limits, os.cpu_count() or 1, bool(bounding & caps.mask(["CAP_SYS_RESOURCE"])))
+    return Host(
+        bounding, limits, os.cpu_count() or 1, bool(bounding & caps.mask(["CAP_SYS_RESOURCE"]))
+    )

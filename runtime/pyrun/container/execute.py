@@ -11,7 +11,6 @@ import os
 
 from pyrun.cgroup import api as cgroup
 from pyrun.container import client, sandbox, verbs
-from pyrun.container import config as configs
 from pyrun.container import record as records_of
 from pyrun.container.options import parse_env
 from pyrun.container.user import identify
@@ -104,6 +103,7 @@ def order(paths: Paths, name: str, request: Request) -> tuple[str, dict[str, Any
         "pid_namespace": "",
         "cgroups": [],
         "target": status.pid,
+        "tell_steps": steps.narrator.wants_inside,
     }
 
 
@@ -121,14 +121,18 @@ def execute(paths: Paths, name: str, request: Request, *, detach: bool = False) 
             streams = (0 if request.stdin else null, 1, 2)
         with client.Connection(paths, sandbox_name) as connection:
             connection.send({"do": "exec", "name": name}, (memory, *streams))
-            return follow(connection, value, request, detach)
+            return follow(connection, name, value, request, detach)
     finally:
         os.close(memory)
         os.close(null)
 
 
 def follow(
-    connection: client.Connection, value: dict[str, Any], request: Request, detach: bool
+    connection: client.Connection,
+    name: str,
+    value: dict[str, Any],
+    request: Request,
+    detach: bool,
 ) -> int:
     master = -1
     while True:
@@ -143,7 +147,10 @@ def follow(
             raise client.describe_failure(
                 "cannot execute in the container", step, answer["errno"], answer["error"]
             )
+        elif "step" in answer:
+            steps.narrator.inside_done(name, answer["step"], answer["took"])
         elif "pid" in answer:
+            steps.narrator.inside_done(name, len(value["plan"]) - 1, 0)
             if detach:
                 return 0
             if request.tty and master >= 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pyrun.cgroup import api as cgroup
 from pyrun.container import sandbox
+from pyrun.explain import steps
 from pyrun.explain.steps import Step
 from pyrun.oci import initplan
 
@@ -171,7 +172,7 @@ def order(
         "terminal": config["process"]["terminal"],
         "stdin": record["stdin"],
         "oom_files": oom_files(layout, group),
-        "tell_steps": False,
+        "tell_steps": steps.narrator.wants_inside,
     }
     for key in ("log_size", "log_files"):
         if record.get(key) is not None:

@@ -22,7 +22,9 @@ MAX_FILES = 4
 class LogWriter:
     """Appends to `directory/log`. Bytes that a full disk refuses are kept and tried again."""
 
-    def __init__(self, directory: str, max_size: int = MAX_SIZE, max_files: int = MAX_FILES) -> None:
+    def __init__(
+        self, directory: str, max_size: int = MAX_SIZE, max_files: int = MAX_FILES
+    ) -> None:
         self.path = f"{directory}/log"
         self.max_size = max_size
         self.max_files = max_files

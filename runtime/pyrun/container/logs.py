@@ -99,9 +99,7 @@ def last_lines(
     return rows
 
 
-def follow_all(
-    paths: Paths, names: list[str], readers: dict[str, LogReader], emit: object
-) -> None:
+def follow_all(paths: Paths, names: list[str], readers: dict[str, LogReader], emit: object) -> None:
     """Be woken by the supervisors for new output until every container has ended."""
     poll = select.poll()
     connections: dict[int, tuple[str, Connection]] = {}
@@ -126,7 +124,9 @@ def follow_all(
             name, connection = connections[fd]
             answer, _ = connection.receive()
             drain(name)
-            if answer is None or (isinstance(answer, dict) and ("exit" in answer or "error" in answer)):
+            if answer is None or (
+                isinstance(answer, dict) and ("exit" in answer or "error" in answer)
+            ):
                 poll.unregister(fd)
                 del connections[fd]
                 connection.close()

@@ -248,7 +248,8 @@ def parse_ulimit(text: str) -> tuple[str, int, int]:
     soft, _, hard = values.partition(":")
     try:
         pair = [
-            UNLIMITED if value in ("-1", "unlimited") else int(value) for value in (soft, hard or soft)
+            UNLIMITED if value in ("-1", "unlimited") else int(value)
+            for value in (soft, hard or soft)
         ]
     except ValueError:
         raise BadInput(f"--ulimit: {text!r}: limits are numbers or `unlimited`") from None

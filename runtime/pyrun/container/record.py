@@ -73,7 +73,11 @@ def find(paths: Paths, kind: str, wanted: str) -> str:
     called `wanted`, or whose id begins with it. Raises NotFound."""
     what = "container" if kind == "containers" else "pod"
     directory = paths.containers if kind == "containers" else paths.sandboxes
-    if "/" not in wanted and wanted not in ("", ".", "..") and os.path.isdir(f"{directory}/{wanted}"):
+    if (
+        "/" not in wanted
+        and wanted not in ("", ".", "..")
+        and os.path.isdir(f"{directory}/{wanted}")
+    ):
         return wanted
     found = [
         target.partition("/")[2]

@@ -150,7 +150,7 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
             facts.sockets,
             facts.ips,
             [port.as_list() for port in facts.ports],
-            why="start the supervisor: it will launch the members, keep their output and exit codes",
+            why="start the supervisor: it launches the members, keeps output and exit codes",
             undo=("container.client.end_supervisor", (paths.root, paths.run_root, name)),
             man="posix_spawn(3)",
         )
@@ -226,9 +226,7 @@ def _network(paths: Paths, record: dict[str, Any], facts: Facts) -> Plan:
         *node.plan_node(paths, facts.net),
         *ipam.plan_lease(paths, facts.lease, name),
         *link.plan_attach(paths, facts.net, facts.lease, name, netns),
-        *ports.plan_publish(
-            paths, facts.net, name, facts.ports, facts.lease.ip4, facts.lease.ip6
-        ),
+        *ports.plan_publish(paths, facts.net, name, facts.ports, facts.lease.ip4, facts.lease.ip6),
     ]
 
 

@@ -167,9 +167,7 @@ def draft(
     )
 
 
-def volume_sources(
-    paths: Paths, name: str, options: Options
-) -> tuple[dict[str, str], list[str]]:
+def volume_sources(paths: Paths, name: str, options: Options) -> tuple[dict[str, str], list[str]]:
     """({place in the container: host directory}, directories to make) for the named volumes."""
     sources, directories = {}, []
     for volume in options.volumes:
@@ -342,9 +340,7 @@ def run(
     return name, code, notes
 
 
-def start(
-    paths: Paths, name: str, attach: Callable[[str, str], int] | None = None
-) -> int | None:
+def start(paths: Paths, name: str, attach: Callable[[str, str], int] | None = None) -> int | None:
     """Start a container that was created or has ended; bring its sandbox up where it is down."""
     record = records_of.container(paths, name)
     if records_of.status(paths, name).running:
@@ -357,9 +353,7 @@ def start(
         layout = cgroup.host_layout()
         if records_of.supervisor_alive(paths, sandbox_["name"]):
             steps.run(lifecycle.plan_member_down(paths, record, layout))
-            steps.run(
-                start_plan(paths, record, config, layout, lowerdirs, launch=attach is None)
-            )
+            steps.run(start_plan(paths, record, config, layout, lowerdirs, launch=attach is None))
         elif sandbox_["pod"]:
             raise PyrunError(
                 f"pod {sandbox_['name']} is not running, so {name} cannot start",
@@ -370,9 +364,7 @@ def start(
             facts = sandbox.gather(paths, sandbox_)
             try:
                 plan = sandbox.plan_up(paths, sandbox_, facts, lone=True)
-                plan += start_plan(
-                    paths, record, config, layout, lowerdirs, launch=attach is None
-                )
+                plan += start_plan(paths, record, config, layout, lowerdirs, launch=attach is None)
                 steps.run(plan)
             except BaseException:
                 sandbox.give_back(paths, sandbox_["name"], facts)
@@ -410,9 +402,7 @@ def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
 def kill_all(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> None:
     """SIGKILL to every process of the container, and wait until the first one is gone."""
     status = records_of.status(paths, record["name"])
-    cgroup.kill(
-        layout, sandbox.cgroup_path(paths, layout, record["sandbox"], record["name"])
-    )
+    cgroup.kill(layout, sandbox.cgroup_path(paths, layout, record["sandbox"], record["name"]))
     if status.running:
         process.kill_pid(status.pid, status.ticks, 9)
         client.wait_for_end(status.pid, status.ticks, 10.0)
@@ -518,9 +508,7 @@ def pause(paths: Paths, name: str, frozen: bool) -> None:
     record = records_of.container(paths, name)
     records_of.require_running(paths, name)
     layout = cgroup.host_layout()
-    cgroup.freeze(
-        layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name), frozen
-    )
+    cgroup.freeze(layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name), frozen)
     path = f"{paths.container_run(name)}/state.json"
     state = records.read(path)
     state["paused"] = frozen

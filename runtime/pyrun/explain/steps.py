@@ -80,8 +80,14 @@ class Narrator:
     def undone(self, step: Step) -> None:
         pass
 
+    wants_inside = False
+    """Whether the steps inside new containers are to be reported as well; that costs time."""
+
     def inside(self, name: str, plan: Plan) -> None:
-        """`plan` is what container `name`'s first process will do before it executes."""
+        """`plan` is what the new process of container `name` will do before it executes."""
+
+    def inside_done(self, name: str, index: int, nanoseconds: int) -> None:
+        """Step `index` of that plan was done."""
 
 
 narrator = Narrator()

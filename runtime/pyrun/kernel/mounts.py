@@ -243,7 +243,7 @@ def _overlay_by_mount(
 
 
 def is_mount_point(path: str) -> bool:
-    """Whether something is mounted exactly at `path`: statx(2) would tell, mountinfo always does."""
+    """Whether something is mounted exactly at `path`, by mountinfo (proc(5))."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         return any(line.split(" ", 5)[4] == path for line in table)
 

@@ -90,5 +90,3 @@ def set_hostname(path: str, name: str) -> None:
     finally:
         os.close(there)
         os.close(home)
-
-

@@ -35,6 +35,7 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 NETLINK_CAP_ACK = 10
 NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
 NLM_F_REQUEST = 0x1
 NLM_F_MULTI = 0x2
 NLM_F_ACK = 0x4
@@ -130,6 +131,7 @@ class Netlink:
         self._sequence = 0
         self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)  # errors come with a sentence
         self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)  # and without our own message
+        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)  # dumps heed their filter
 
     def __enter__(self) -> Netlink:
         return self

@@ -28,6 +28,7 @@ NFTA_CHAIN_TABLE = 1
 NFTA_CHAIN_NAME = 3
 
 _library: CDLL | None = None
+_spent: int | None = None
 
 
 def has_chain(family: str, table: str, chain: str) -> bool:
@@ -56,17 +57,19 @@ def run(commands: str) -> str:
     library = _load()
     if library is None:
         return _run_program(commands)
-    # A context belongs to the network namespace it was made in, so it is not kept.
-    context = library.nft_ctx_new(0)
-    try:
-        library.nft_ctx_buffer_output(context)
-        library.nft_ctx_buffer_error(context)
-        if library.nft_run_cmd_from_buffer(context, commands.encode()) != 0:
-            raise _failure(library.nft_ctx_get_error_buffer(context).decode())
-        output: bytes = library.nft_ctx_get_output_buffer(context)
-        return output.decode()
-    finally:
-        library.nft_ctx_free(context)
+    # A context belongs to the network namespace it was made in, so each call has its own. It is
+    # freed by the next call, or by the exit: closing its socket right after something was deleted
+    # would wait until the kernel has freed that, an RCU grace period of 8 to 24 ms.
+    global _spent
+    if _spent is not None:
+        library.nft_ctx_free(_spent)
+    context = _spent = library.nft_ctx_new(0)
+    library.nft_ctx_buffer_output(context)
+    library.nft_ctx_buffer_error(context)
+    if library.nft_run_cmd_from_buffer(context, commands.encode()) != 0:
+        raise _failure(library.nft_ctx_get_error_buffer(context).decode())
+    output: bytes = library.nft_ctx_get_output_buffer(context)
+    return output.decode()
 
 
 def _load() -> CDLL | None:

@@ -168,15 +168,18 @@ def _bind(port: Port, paths: Paths | None) -> socket:
             found.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, int(not every))
         if port.protocol == "udp":
             found.setsockopt(SOL_SOCKET, SO_RCVBUF, 0)
-            found.bind((port.host_ip or ("::" if ipv6 else "0.0.0.0"), port.host_port))
+        where = port.host_ip or ("::" if ipv6 else "0.0.0.0"), port.host_port
+        if port.protocol == "udp" or port.host_port == 0:
+            found.bind(where)
             return found
         # SO_REUSEADDR lets us past connections in TIME_WAIT, but also past another socket that is
         # bound with it and does not listen, as ours are. listen(2) is the strict judge: it fails
         # unless nobody else has the port. shutdown(2) then ends the listening and keeps the port,
         # so that a connection that comes round the rules (to ::1) is refused and does not hang.
         # Switched off again, the option makes the next one's listen fail on us.
+        # Not for a port the kernel chose: it has no connections, and shutdown would give it back.
         found.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        found.bind((port.host_ip or ("::" if ipv6 else "0.0.0.0"), port.host_port))
+        found.bind(where)
         found.listen(1)
         found.shutdown(SHUT_RDWR)
         found.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)

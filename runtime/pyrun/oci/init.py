@@ -7,14 +7,14 @@ Python files are out of reach, and importing then would read the image's files a
 
 from __future__ import annotations
 
+import _signal
 import fcntl
 import os
 import resource
 import stat
 import struct
 import sys
-
-import _signal
+import time
 
 from pyrun.errors import KernelError
 from pyrun.kernel import caps, const, files, mounts, process, seccomp
@@ -24,9 +24,8 @@ from pyrun.store.fastjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     import _socket
+    from typing import Any
 
 TIOCSCTTY = 0x540E
 TIOCSWINSZ = 0x5414
@@ -72,10 +71,12 @@ class Init:
         sys.path.clear()
         index = 0
         try:
-            for index, (op, *args) in enumerate(plan):  # noqa: B007
+            for index, (op, *args) in enumerate(plan):
+                start = time.monotonic_ns()
                 getattr(self, op)(*args)
                 if self.tell_steps:
-                    self.channel.send(STEP + str(index).encode())
+                    took = time.monotonic_ns() - start
+                    self.channel.send(STEP + f"{index} {took}".encode())
         except BaseException as error:
             self.report(index, error)
         finally:
@@ -437,9 +438,7 @@ class Init:
         if not os.getcwd().startswith("/"):
             raise KernelError(2, f"chdir({path!r}): the directory is outside the container")
 
-    def capabilities(
-        self, effective: int, permitted: int, inheritable: int, ambient: int
-    ) -> None:
+    def capabilities(self, effective: int, permitted: int, inheritable: int, ambient: int) -> None:
         possible = caps.own_bounding() if self.can_read_proc() else ~0
         caps.capset(effective & possible, permitted & possible, inheritable & possible)
         caps.set_ambient(ambient & permitted & inheritable & possible)

@@ -332,7 +332,9 @@ def _devices(config: dict[str, Any]) -> Plan:
             )
         )
     plan += [
-        Step("symlink", target, path, why=f"link {path} to {target}", shell=f"ln -s {target} {path}")
+        Step(
+            "symlink", target, path, why=f"link {path} to {target}", shell=f"ln -s {target} {path}"
+        )
         for target, path in SYMLINKS
     ]
     return plan

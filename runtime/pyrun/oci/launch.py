@@ -6,13 +6,11 @@ one socket that closes itself when execve succeeds.
 
 from __future__ import annotations
 
+import _signal
+import _socket
 import os
 import struct
 
-import _signal
-import _socket
-
-from pyrun.errors import KernelError
 from pyrun.kernel import const, process
 from pyrun.oci.init import ERROR, STEP, TERMINAL, Init
 from pyrun.store.fastjson import loads
@@ -59,7 +57,7 @@ def launch(order: dict[str, Any], stdio: tuple[int, int, int], target: int = -1)
                     process.setns(joined, const.CLONE_NEWPID)
                 finally:
                     os.close(joined)
-        pid, pidfd = _clone(order["flags"], cgroup)
+        pid, pidfd = process.clone3(order["flags"], cgroup)
         if pid == 0:
             _child(order, stdio, theirs, target)
     finally:
@@ -73,10 +71,6 @@ def launch(order: dict[str, Any], stdio: tuple[int, int, int], target: int = -1)
 
 
 _SOCK_CLOEXEC = 0o2000000
-
-
-def _clone(flags: int, cgroup: int) -> tuple[int, int]:
-    return process.clone3(flags, cgroup)
 
 
 def _child(
@@ -114,11 +108,18 @@ def _default_signals() -> None:
 class Message:
     """One message of the child. kind is STEP, ERROR, TERMINAL, or b"" for the end: it executes."""
 
-    __slots__ = ("errno", "fd", "kind", "step", "text")
+    __slots__ = ("errno", "fd", "kind", "step", "text", "took")
 
     def __init__(
-        self, kind: bytes, step: int = -1, errno: int = 0, text: str = "", fd: int = -1
+        self,
+        kind: bytes,
+        step: int = -1,
+        errno: int = 0,
+        text: str = "",
+        fd: int = -1,
+        took: int = 0,
     ) -> None:
+        self.took = took  # nanoseconds
         self.kind = kind
         self.step = step
         self.errno = errno
@@ -131,16 +132,11 @@ def read_message(channel: _socket.socket) -> Message:
     data, ancillary, _, _ = channel.recvmsg(65536, 64, 0x40000000)  # MSG_CMSG_CLOEXEC
     kind, rest = data[:1], data[1:]
     if kind == STEP:
-        return Message(STEP, step=int(rest))
+        step, took = rest.split()
+        return Message(STEP, step=int(step), took=int(took))
     if kind == ERROR:
         said = loads(rest.decode())
         return Message(ERROR, said["step"], said["errno"], said["text"])
     if kind == TERMINAL:
         return Message(TERMINAL, fd=struct.unpack("i", ancillary[0][2][:4])[0])
     return Message(b"")
-
-
-def failure(message: Message) -> KernelError:
-    """The child's error as an exception here."""
-    error = KernelError(message.errno, message.text)
-    return error

@@ -187,9 +187,7 @@ def pods(paths: Paths) -> list[dict[str, Any]]:
 
 def state(paths: Paths, record: dict[str, Any]) -> str:
     """Created (no members yet or none started), Running, Degraded (some ended), Exited."""
-    words = [
-        records_of.status(paths, member).word for member in record["members"]
-    ]
+    words = [records_of.status(paths, member).word for member in record["members"]]
     up = records_of.supervisor_alive(paths, record["name"])
     if words and all(word in ("running", "paused") for word in words):
         return "Running" if up else "Unsupervised"
