@@ -146,6 +146,11 @@ def test_free_ports_are_chosen_and_differ(lab: Lab) -> None:
     for pod in pods:
         server = pod.listen(80)
         assert source_seen(server, here.connect("127.0.0.1", pod.ports[0].host_port))
+    for port in (port for pod in pods for port in pod.ports):
+        with Inside(here.path), pytest.raises(Conflict):
+            ports.reserve([port])
+        with pytest.raises(OSError, match="Address already in use"):
+            here.listen(port.host_port, "127.0.0.1")
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
