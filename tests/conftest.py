@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from vm.selection import pytest_collection_modifyitems  # noqa: F401  (a hook: see there)
+
 ALLOWED_SKIP = "kernel lacks"
 
 
