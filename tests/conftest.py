@@ -1,8 +1,18 @@
-"""What every test shares. In CI a skip must be the kernel's fault, or the run fails."""
+"""What every test shares. In CI a skip must be the kernel's fault, or the run fails.
+
+A test that asks for `pyrun` gets a node that is the test run's own (`support.py`), and fails when
+it leaves anything behind that `rm -f` does not remove.
+"""
+
+from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support import Node, wait_until
 
 from vm.selection import pytest_collection_modifyitems  # noqa: F401  (a hook: see there)
 
@@ -30,3 +40,33 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for line in refused:
             terminal.write_line(f"  {line}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A pyrun with roots, bridge, addresses and cgroups of its own; the busybox image is there."""
+    root = tmp_path_factory.mktemp("node")
+    run_root = Path(tempfile.mkdtemp(prefix="pyrun-test-", dir="/run"))
+    made = Node(root, run_root)
+    try:
+        assert made.out("run", "--rm", "busybox", "echo", "hello") == "hello"
+        wait_until(lambda: not made.traces(), "the first container leaves nothing behind")
+        yield made
+    finally:
+        made.tear_down()
+
+
+@pytest.fixture
+def pyrun(node: Node) -> Iterator[Node]:
+    """The node, and after the test nothing more on the host than before it."""
+    before = node.traces()
+    yield node
+    node.remove_everything()
+
+    def left() -> set[str]:
+        return node.traces() - before
+
+    try:
+        wait_until(lambda: not left(), "everything the test made is gone", 5)
+    except AssertionError:
+        pytest.fail("left behind:\n  " + "\n  ".join(sorted(left())))
