@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pyrun.cli import output
-from pyrun.cli.run import tell
+from pyrun.cli.output import tell
 from pyrun.container import record as records_of
 from pyrun.container.options import parse_pair, parse_signal, parse_size
 from pyrun.errors import BadInput, NotFound, PyrunError
@@ -176,6 +176,7 @@ def rm(paths: Paths, pods: tuple[str, ...], force: bool, everything: bool) -> No
         except NotFound:
             if not force:  # with it, what is not there is a wish come true
                 raise
+            verbs.sweep(paths, text)
 
 
 @pod.command(epilog="Example: pyrun pod ps --format json")

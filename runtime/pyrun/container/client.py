@@ -69,6 +69,12 @@ class Connection:
             if isinstance(answer, dict):
                 return answer
 
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait until the supervisor has ended, which closes its end of the connection."""
+        self.socket.settimeout(seconds)
+        while self.receive()[0] is not None:
+            pass
+
     def close(self) -> None:
         self.socket.close()
 
@@ -176,14 +182,15 @@ def end_supervisor(root: str, run_root: str, name: str) -> None:
     """Ask the supervisor to go and wait until it has; kill it where it does not listen."""
     paths = Paths(root, run_root)
     pid, ticks = records_of.sandbox_state(paths, name).get("supervisor", (0, 0))
-    if not process.is_alive(pid, ticks):
-        return
     try:
+        # Ask even where no pid is known: whoever started it may have been killed before it could
+        # write the pid down. Nobody listens any more: the connection is refused.
         with Connection(paths, name) as connection:
             connection.send({"do": "quit"})
+            connection.wait_for_end(2.0)
     except (OSError, PyrunError):
         pass
-    if not wait_for_end(pid, ticks, 2.0):
+    if process.is_alive(pid, ticks) and not wait_for_end(pid, ticks, 2.0):
         process.kill_pid(pid, ticks, 9)
         wait_for_end(pid, ticks, 5.0)
 

@@ -196,7 +196,22 @@ def _namespaces(paths: Paths, record: dict[str, Any], run: str) -> Plan:
             )
         else:
             plan.append(Step("kernel.files.mkdir", paths.netns, why="keep network namespaces here"))
-        plan.append(_pin("network", f"{paths.netns}/{record['name']}"))
+        plan.append(_pin("network", f"{run}/ns/network"))
+        plan.append(
+            Step(
+                "kernel.namespaces.show",
+                f"{run}/ns/network",
+                f"{paths.netns}/{record['name']}",
+                why="show it under the pod's name, as `ip netns` does",
+                undo=(
+                    "kernel.namespaces.hide",
+                    (f"{run}/ns/network", f"{paths.netns}/{record['name']}"),
+                ),
+                shell=f"touch {paths.netns}/{record['name']}; "
+                f"mount --bind {run}/ns/network {paths.netns}/{record['name']}",
+                man="ip-netns(8)",
+            )
+        )
     return plan
 
 
@@ -208,9 +223,7 @@ def _pin(kind: str, path: str) -> Step:
         path,
         why=f"make a new {kind} namespace and pin it, so that it outlives every process in it",
         undo=("kernel.namespaces.unpin", (path,)),
-        shell=f"ip netns add {path.rpartition('/')[2]}"
-        if kind == "network"
-        else f"touch {path}; unshare --{short}={path} true",
+        shell=f"touch {path}; unshare --{short}={path} true",
         man=f"{kind}_namespaces(7)",
     )
 
@@ -363,12 +376,23 @@ def plan_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Pl
         ips = [*state.get("ips", []), "", ""]
         published = [ports.Port(*port) for port in state.get("ports", [])]
         plan += ports.plan_unpublish(paths, net, name, published, ips[0], ips[1] or None)
+        if record["ports"] and not state:  # a crash: nobody wrote down what leads here
+            plan += ports.plan_sweep(net, name)
         plan += link.plan_detach(paths, net, name)
     if record["network"] in ("bridge", "none"):
-        plan.append(_unpin("network", f"{paths.netns}/{name}"))
+        plan.append(
+            Step(
+                "kernel.namespaces.hide",
+                f"{run}/ns/network",
+                f"{paths.netns}/{name}",
+                why="take the pod's name off its network namespace",
+                shell=f"umount {paths.netns}/{name}; rm {paths.netns}/{name}",
+                man="ip-netns(8)",
+            )
+        )
     if record["network"] == "bridge":
         plan += ipam.plan_release(paths, name)
-    plan += [_unpin(kind, f"{run}/ns/{kind}") for kind in ("uts", "ipc")]
+    plan += [_unpin(kind, f"{run}/ns/{kind}") for kind in ("network", "uts", "ipc")]
     mounted = [f"{run}/shm"] + [
         volume_path(paths, name, volume)
         for volume in record["volumes"]

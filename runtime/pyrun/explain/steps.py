@@ -16,7 +16,7 @@ import os
 import sys
 import time
 
-from pyrun.errors import KernelError, PyrunError, StepFailed, errno_text
+from pyrun.errors import Conflict, KernelError, PyrunError, StepFailed, errno_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` costs 9 ms to import, which the hot paths would feel
@@ -113,6 +113,8 @@ def run(plan: Iterable[Step]) -> None:
 
     Raises StepFailed, naming the failing step and the kernel's answer. A PyrunError raised by a
     step keeps its type, and so does KeyboardInterrupt: both say more than a wrapper could.
+    A step that raises Conflict has found somebody else's thing in its place and changed nothing;
+    it alone is not undone, for its undo would remove what is not ours.
     """
     done: Plan = []
     try:
@@ -133,7 +135,7 @@ def run(plan: Iterable[Step]) -> None:
             left=left,
         ) from error
     except BaseException as error:
-        left = undo(done)
+        left = undo(done[:-1] if isinstance(error, Conflict) else done)
         if left and isinstance(error, PyrunError):
             error.hint = "\n".join(filter(None, (error.hint, "left behind: " + ", ".join(left))))
         raise
@@ -145,7 +147,8 @@ def undo(done: Sequence[Step]) -> tuple[str, ...]:
 
     left = []
     # A second Ctrl-C must not stop the tidying up half way.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, signal.SIG_IGN) for number in signals]
     try:
         for step in reversed(done):
             if step.undo is None:
@@ -157,7 +160,8 @@ def undo(done: Sequence[Step]) -> tuple[str, ...]:
             except (OSError, PyrunError) as error:
                 left.append(f"{op}({', '.join(map(short, args))}): {error}")
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
     return tuple(left)
 
 

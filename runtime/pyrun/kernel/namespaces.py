@@ -77,6 +77,39 @@ def unpin(path: str) -> None:
         pass
 
 
+def show(path: str, place: str) -> None:
+    """Bind-mount the namespace pinned at `path` at `place` as well, where other programs look.
+
+    Raises Conflict when something is at `place` already: another program's namespace, perhaps.
+    """
+    try:
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0))
+    except FileExistsError:
+        raise Conflict(
+            f"a namespace is at {place} already",
+            hint="another program made it (`ip netns` lists them): choose another name, or "
+            f"remove it with `ip netns delete {os.path.basename(place)}`",
+        ) from None
+    try:
+        mounts.bind(path, place)
+    except OSError:
+        os.unlink(place)
+        raise
+
+
+def hide(path: str, place: str) -> None:
+    """Undo `show`. What is at `place` and is not the namespace pinned at `path` is left alone,
+    but for the empty file of a `show` that was killed."""
+    try:
+        there = os.stat(place)
+        if os.path.samestat(there, os.stat(path)):
+            unpin(place)
+        elif there.st_size == 0 and there.st_dev == os.stat(os.path.dirname(place)).st_dev:
+            os.unlink(place)
+    except FileNotFoundError:
+        pass
+
+
 def set_hostname(path: str, name: str) -> None:
     """sethostname(2) inside the UTS namespace pinned at `path`."""
     home = os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC)

@@ -19,6 +19,7 @@ from pyrun.errors import Conflict, NotFound, PyrunError
 from pyrun.explain import steps
 from pyrun.image.store import ImageStore
 from pyrun.kernel import process
+from pyrun.network import ipam
 from pyrun.pod.model import ContainerSpec, EmptyDir, PodSpec, default_hostname
 from pyrun.store import records
 from pyrun.store.paths import Paths
@@ -54,40 +55,59 @@ def member_name(pod: str, container: str) -> str:
 def create(paths: Paths, spec: PodSpec, options: PodOptions | None = None) -> list[str]:
     """Make the pod and start its members, in one plan. Returns notes for the user."""
     options = options or PodOptions()
-    sandbox.check_name_free(paths, records_of.check_name(spec.name))
-    record = pod_record(spec, options)
-    host = configs.host_facts()
-    drafts = []
+    records_of.check_name(spec.name)
+    # From the first look at the name on: of two that create the same pod the second finds it taken.
+    with sandbox.lock(paths, spec.name):
+        check_names_free(paths, spec)
+        record = pod_record(spec, options)
+        host = configs.host_facts()
+        drafts = [
+            container_verbs.draft(
+                paths,
+                member_options(paths, spec, container),
+                member_name(spec.name, container.name),
+                record,
+                host,
+            )
+            for container in spec.containers
+        ]
+        facts = sandbox.gather(paths, record)
+        try:
+            steps.run(create_plan(paths, record, drafts, facts))
+        except BaseException:
+            sandbox.give_back(paths, spec.name, facts)
+            raise
+    return [*spec.notes, *(note for made in drafts for note in made.notes)]
+
+
+def check_names_free(paths: Paths, spec: PodSpec) -> None:
+    """Raises Conflict where the pod's name or a member's is taken."""
+    sandbox.check_name_free(paths, spec.name)
     for container in spec.containers:
-        name = member_name(spec.name, container.name)
+        name = records_of.check_name(member_name(spec.name, container.name))
         if os.path.isdir(paths.container(name)):
             raise Conflict(
                 f"the name {name!r} is taken by a container",
                 hint=f"`pyrun rm {name}` frees it, or name the pod differently",
             )
-        made = container_verbs.draft(
-            paths, member_options(paths, spec, container), name, record, host
-        )
-        drafts.append(made)
+
+
+def create_plan(
+    paths: Paths, record: dict[str, Any], drafts: list[container_verbs.Draft], facts: sandbox.Facts
+) -> Plan:
+    """Records of the pod and its members, the sandbox, the members; the disk is waited for last."""
     plan = lifecycle.plan_create_sandbox(paths, record)
     for made in drafts:
         plan += lifecycle.plan_create(paths, made.record, made.config, made.root_mode)
-    facts = sandbox.gather(paths, record)
-    try:
-        plan += sandbox.plan_up(paths, record, facts, lone=False)
-        store = ImageStore(paths)
-        for made in drafts:
-            plan += container_verbs.start_plan(
-                paths, made.record, made.config, facts.layout, store.lowerdirs(made.image)
-            )
-        for made in drafts:
-            plan += lifecycle.plan_sync(paths, made.record)
-        with sandbox.lock(paths, spec.name):
-            steps.run(plan)
-    except BaseException:
-        sandbox.give_back(paths, spec.name, facts)
-        raise
-    return [*spec.notes, *(note for made in drafts for note in made.notes)]
+    plan += sandbox.plan_up(paths, record, facts, lone=False)
+    store = ImageStore(paths)
+    for made in drafts:
+        plan += container_verbs.start_plan(
+            paths, made.record, made.config, facts.layout, store.lowerdirs(made.image)
+        )
+    for made in drafts:
+        plan += lifecycle.plan_sync(paths, made.record)
+    return plan
 
 
 def pod_record(spec: PodSpec, options: PodOptions) -> dict[str, Any]:
@@ -273,44 +293,57 @@ def kill(paths: Paths, name: str, signal: int) -> None:
 
 def remove(paths: Paths, name: str, *, force: bool = False) -> None:
     """Remove a pod with its members. `force` ends them first, and removes also half a pod."""
-    record = records.read(f"{paths.sandbox(name)}/record.json")
-    if record is None:
-        if not force:
-            records_of.sandbox(paths, name)  # raises, with the way forward
-        record = {**sandbox.half_made(paths, name), "members": []}
-    layout = cgroup.host_layout()
-    # A member whose creation was cut off may not be counted yet: its name tells whose it is.
-    names = list(record["members"]) + [
-        found
-        for found in records_of.names(paths.containers)
-        if found.startswith(f"{name}-")
-        and found not in record["members"]
-        and records.read(f"{paths.container(found)}/record.json") is None
-    ]
-    running = [member for member in names if records_of.status(paths, member).running]
-    if running and not force:
-        raise Conflict(
-            f"pod {name} has running members: {', '.join(running)}",
-            hint=f"`pyrun pod stop {name}` ends them, or `pyrun pod rm -f {name}`",
-        )
     with sandbox.lock(paths, name):
-        plan: Plan = []
-        whole = {"sandbox": name, "pod": name, "id": ""}
-        members = [
-            records.read(f"{paths.container(member)}/record.json") or {**whole, "name": member}
-            for member in names
-        ]
+        if not os.path.isdir(paths.sandbox(name)):
+            raise NotFound(f"no such pod: {name}")  # another one has removed it just now
+        record = records.read(f"{paths.sandbox(name)}/record.json")
+        if record is None:
+            if not force:
+                records_of.sandbox(paths, name)  # raises, with the way forward
+            record = {**sandbox.half_made(paths, name), "members": []}
+        members = members_to_remove(paths, record)
+        running = [m["name"] for m in members if records_of.status(paths, m["name"]).running]
+        if running and not force:
+            raise Conflict(
+                f"pod {name} has running members: {', '.join(running)}",
+                hint=f"`pyrun pod stop {name}` ends them, or `pyrun pod rm -f {name}`",
+            )
+        layout = cgroup.host_layout()
+        client.end_supervisor(paths.root, paths.run_root, name)  # first: it launches no more
         cgroup.kill(layout, sandbox.cgroup_path(paths, layout, name))
         for member in running:
             status = records_of.status(paths, member)
             process.kill_pid(status.pid, status.ticks, 9)
             client.wait_for_end(status.pid, status.ticks, 10.0)
-        client.end_supervisor(paths.root, paths.run_root, name)
-        plan += sandbox.plan_down(paths, record, layout)
-        for member in members:
-            plan += lifecycle.plan_forget_member_files(paths, member)
-        plan += sandbox.plan_forget_sandbox(paths, record)
-        steps.run(plan)
+        plan = sandbox.plan_down(paths, record, layout)
+        for made in members:
+            plan += lifecycle.plan_forget_member_files(paths, made)
+        steps.run(plan + sandbox.plan_forget_sandbox(paths, record))
+
+
+def members_to_remove(paths: Paths, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a pod's members, and those that a killed `create` had not counted yet: their
+    own record says whose they are or, where that is missing too, their name does."""
+    name = record["name"]
+    found = []
+    for member in records_of.names(paths.containers):
+        known = records.read(f"{paths.container(member)}/record.json")
+        if known is not None:
+            ours = known["sandbox"] == name
+        else:
+            ours = member in record["members"] or member.startswith(f"{name}-")
+        if ours:
+            half = {"name": member, "sandbox": name, "pod": name, "id": ""}
+            found.append(known or half)
+    return found
+
+
+def sweep(paths: Paths, name: str) -> None:
+    """Free a name of which no pod or container is left, but perhaps an address: `create` was
+    killed before its first record, or `rm` after its last."""
+    with sandbox.lock(paths, name):
+        if not os.path.isdir(paths.sandbox(name)) and not os.path.isdir(paths.container(name)):
+            steps.run(ipam.plan_release(paths, name))
 
 
 def prune(paths: Paths) -> list[str]:
