@@ -129,6 +129,23 @@ def test_udp_is_published(lab: Lab) -> None:
         assert client.recv(64) == b"answer to question"
 
 
+@pytest.mark.parametrize("address", ["198.51.100.2", "2001:db8::2", "127.0.0.1"])
+def test_udp_that_came_before_the_pod_reaches_it_afterwards(lab: Lab, address: str) -> None:
+    here = lab.node()
+    world = lab.world(here)
+    here.set_up()
+    client = (here if address == "127.0.0.1" else world).socket(address, socket.SOCK_DGRAM)
+    client.connect((address, 5353))
+    client.send(b"too early")
+    with pytest.raises(ConnectionRefusedError):
+        client.recv(64)
+    pod = here.pod("one", "5353:53/udp")
+    server = pod.socket("::", socket.SOCK_DGRAM)
+    server.bind(("::", 53))
+    client.send(b"now")
+    assert server.recv(64) == b"now"
+
+
 def test_a_range_is_published(lab: Lab) -> None:
     here = lab.node()
     pod = here.pod("one", "8000-8005:80-85")

@@ -396,12 +396,12 @@ def add_address(netlink: Netlink, name: str, address: bytes, prefix: int) -> Non
 
 
 def addresses(netlink: Netlink, index: int) -> list[tuple[bytes, int]]:
-    """RTM_GETADDR with NLM_F_DUMP: (address, prefix length) of the link, both families."""
+    """RTM_GETADDR with NLM_F_DUMP: (address, prefix length) of the link, or of all (index 0)."""
     body = _ifaddrmsg.pack(AF_UNSPEC, 0, 0, 0, index)
     found = []
     for answer in netlink.request(RTM_GETADDR, NLM_F_DUMP, body, "RTM_GETADDR dump"):
         _, prefix, _, _, owner = _ifaddrmsg.unpack_from(answer)
-        if owner == index:
+        if index in (0, owner):
             values = parse(answer[_ifaddrmsg.size :])
             found.append((values.get(IFA_LOCAL) or values[IFA_ADDRESS], prefix))
     return found

@@ -2,7 +2,7 @@
 
 Three parts: reading what the user writes (`parse_publish`), holding the host's port so that
 nobody else takes it (`reserve`), and telling nftables where it leads (`plan_publish`), in the maps
-that `nat.py` has made.
+that `nat.py` has made; `publish.py` does it.
 
 No packet ever reaches the held socket, since the address is changed before. It is bound all the
 same: binding is how the kernel says "taken", to us now and to others as long as the pod lives.
@@ -31,8 +31,7 @@ from _socket import (
 
 from pyrun.errors import BadInput, Conflict, KernelError, Unsupported
 from pyrun.explain.steps import Step
-from pyrun.kernel import nft
-from pyrun.network import nat, sysctl
+from pyrun.network import publish, sysctl
 from pyrun.network.address import to_bytes, to_text
 
 TYPE_CHECKING = False
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
     from pyrun.network.node import NodeNetwork
     from pyrun.store.paths import Paths
-
-    Row = Sequence[str | int]  # host_ip, host_port, container_port, protocol
 
 
 class Port:
@@ -232,30 +229,10 @@ def _holder_in_table(port: Port, paths: Paths) -> str:
     """`pod web`, from the comments in our own maps. proc(5) would name its supervisor for udp, and
     for tcp nothing, since it lists no socket that is bound and does not listen.
     """
-    for _, key, name in _elements(paths.nft_table):
+    for _, key, name in publish.elements(paths.nft_table):
         if key[0] == port.protocol and int(key[-1]) == port.host_port:
             return f"pod {name}"
     return ""
-
-
-def _elements(table: str) -> list[tuple[str, list[str], str]]:
-    """(`inet pyrun publish4`, key, sandbox) of every element in our maps.
-
-    nft prints them as `tcp . 192.0.2.1 . 8080 comment "web" : 10.66.0.2 . 80`, between commas.
-    """
-    found = []
-    for l3 in ("ip", "ip6"):
-        for name in (nat.MAP[l3], f"{nat.MAP[l3]}_any"):
-            where = f"{nat.family_of(table, l3)} {table} {name}"
-            try:
-                text = nft.run(f"list map {where}")
-            except KernelError:
-                continue  # no table yet, or no IPv6
-            for element in text.replace("{", ",").split(","):
-                key, comment, rest = element.partition(' comment "')
-                if comment:
-                    found.append((where, key.strip().split(" . "), rest.partition('"')[0]))
-    return found
 
 
 # telling nftables
@@ -276,11 +253,11 @@ def plan_publish(
     arguments = (net.table, name, [port.as_list() for port in ports], ip4, ip6)
     return [
         Step(
-            "network.ports.publish",
+            "network.publish.add",
             *arguments,
             why="lead " + ", ".join(map(str, ports)) + f" to {ip4}",
-            undo=("network.ports.unpublish", arguments),
-            shell="; ".join(_commands("add", "inet", "inet", *arguments)),
+            undo=("network.publish.delete", arguments),
+            shell="; ".join(publish.commands("add", "inet", "inet", *arguments)),
             man="nft(8)",
         )
     ]
@@ -295,10 +272,10 @@ def plan_unpublish(
     arguments = (net.table, name, [port.as_list() for port in ports], ip4, ip6)
     return [
         Step(
-            "network.ports.unpublish",
+            "network.publish.delete",
             *arguments,
             why="no longer lead " + ", ".join(map(str, ports)) + f" to {ip4}",
-            shell="; ".join(_commands("delete", "inet", "inet", *arguments)),
+            shell="; ".join(publish.commands("delete", "inet", "inet", *arguments)),
             man="nft(8)",
         )
     ]
@@ -308,7 +285,7 @@ def plan_sweep(net: NodeNetwork, name: str) -> list[Step]:
     """Take out whatever leads to `name`, for when nobody knows what that is: after a crash."""
     return [
         Step(
-            "network.ports.sweep",
+            "network.publish.sweep",
             net.table,
             name,
             why=f"take every port out of the maps that is marked as {name}'s",
@@ -316,73 +293,3 @@ def plan_sweep(net: NodeNetwork, name: str) -> list[Step]:
             man="nft(8)",
         )
     ]
-
-
-def _commands(
-    verb: str, family4: str, family6: str, table: str, name: str, ports: Sequence[Row], ip4: str,
-    ip6: str | None,
-) -> list[str]:  # fmt: skip
-    """One nft command an element. In the maps without address go the ports on every address."""
-    found = []
-    targets = (family4, "ip", "0.0.0.0", ip4), (family6, "ip6", "::", ip6)
-    for host_ip, host_port, container_port, protocol in ports:
-        for family, l3, every, pod in targets:
-            if pod is None or (host_ip != "" and (":" in str(host_ip)) != (l3 == "ip6")):
-                continue
-            where, suffix = f" . {host_ip}", ""
-            if host_ip in ("", every):
-                where, suffix = "", "_any"
-            found.append(
-                f"{verb} element {family} {table} {nat.MAP[l3]}{suffix} "
-                f'{{ {protocol}{where} . {host_port} comment "{_comment(name)}"'
-                f" : {pod} . {container_port} }}"
-            )
-    return found
-
-
-def _comment(name: str) -> str:
-    return name[:120]  # nft's limit is 128
-
-
-def publish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
-    """Add the elements, all or none. Raises KernelError (EEXIST: another pod's port)."""
-    families = nat.family_of(table, "ip"), nat.family_of(table, "ip6")
-    nft.run("\n".join(_commands("add", *families, table, name, ports, ip4, ip6)))
-
-
-def unpublish(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
-    """Delete exactly our elements; what is not there, or leads to another pod by now, is left.
-
-    Each delete follows an add of the same element in the same transaction: the add does nothing
-    where it is there and makes the delete possible where it is missing; where the port leads
-    elsewhere the add fails, and so nobody else's element is deleted.
-    """
-    families = nat.family_of(table, "ip"), nat.family_of(table, "ip6")
-    arguments = (*families, table, name, ports, ip4, ip6)
-    pairs = [
-        f"{add}\n{delete}"
-        for add, delete in zip(
-            _commands("add", *arguments), _commands("delete", *arguments), strict=True
-        )
-    ]
-    if not _try("\n".join(pairs)):
-        for pair in pairs:
-            _try(pair)
-
-
-def sweep(table: str, name: str) -> None:
-    """Delete every element whose comment is `name`."""
-    for where, key, owner in _elements(table):
-        if owner == _comment(name):
-            _try(f"delete element {where} {{ {' . '.join(key)} }}")
-
-
-def _try(commands: str) -> bool:
-    """Run; False where an element leads elsewhere (EEXIST) or there is no table (ENOENT)."""
-    try:
-        nft.run(commands)
-    except KernelError as error:
-        if error.errno not in (2, 17):
-            raise
-        return False
-    return True
