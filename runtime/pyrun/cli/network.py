@@ -31,12 +31,15 @@ def inspect_command(form: str) -> None:
         print_json(facts)
         return
     for key, value in facts.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
+        shown = "\n              ".join(value) if isinstance(value, list) else value
         print(f"{key + ':':<14}{'-' if shown in (None, '') else shown}")
 
 
 def describe(paths: Paths) -> dict[str, Any]:
-    """The ranges as kept, what is missing in the kernel, and how many addresses are leased."""
+    """The ranges as kept, what is missing in the kernel, how many addresses are leased.
+
+    `blocked_by` names other programs' chains that drop forwarded packets by default.
+    """
     net = node.node_network(paths)
     missing = [step.why for step in node.plan_node(paths, net)]
     return {
@@ -51,6 +54,7 @@ def describe(paths: Paths) -> dict[str, Any]:
         "table": f"{nat.family_of(net.table, 'ip')} {net.table}",
         "leases": len(ipam.leases(paths)),
         "missing": missing,
+        "blocked_by": nat.dropping_chains(),
     }
 
 

@@ -152,7 +152,7 @@ class Netlink:
         self._socket.send(header + payload)
         bodies: list[bytes] = []
         while True:
-            datagram = self._socket.recv(1 << 17)
+            datagram = self._socket.recv(1 << 15)
             offset = 0
             while offset < len(datagram):
                 length, what, answer_flags, sequence, _ = _header.unpack_from(datagram, offset)

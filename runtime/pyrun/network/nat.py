@@ -157,6 +157,24 @@ def family_of(table: str, l3: str) -> str:
     return "inet" if nft.has_chain("inet", table, "publish") else l3
 
 
+def dropping_chains() -> list[str]:
+    """`ip filter FORWARD` for every chain of others that drops forwarded packets by default.
+
+    docker and some firewalls make one. An accept in our table does not help against it: a packet
+    passes every table, and one drop is final. Raises KernelError, Unsupported.
+    """
+    found, table, chain = [], "", ""
+    for line in nft.run("list chains").splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif words[:1] == ["chain"]:
+            chain = words[1]
+        elif "hook forward" in line and "policy drop" in line:
+            found.append(f"{table} {chain}")
+    return found
+
+
 def remove(table: str) -> None:
     """Delete the table in every family; none there is fine."""
     for family in nft.FAMILIES:
