@@ -51,8 +51,8 @@ def start(paths: Paths, containers: tuple[str, ...], attached: bool, interactive
         code = verbs.start(
             paths,
             name,
-            lambda sandbox, member: launch_attached(
-                paths, sandbox, member, tty=tty, stdin=interactive
+            lambda sandbox, member, then: launch_attached(
+                paths, sandbox, member, then, tty=tty, stdin=interactive
             ),
         )
         sys.exit(code or 0)

@@ -66,6 +66,12 @@ def ago(moment: float | str) -> str:
     return f"{seconds} second{'s' if seconds != 1 else ''} ago"
 
 
+def tell(notes: Sequence[str]) -> None:
+    """Say what the user should know although nothing went wrong."""
+    for note in notes:
+        print(f"pyrun: {note}", file=sys.stderr)
+
+
 def print_error(error: PyrunError) -> None:
     print(f"pyrun: {error.message}", file=sys.stderr)
     if isinstance(error, StepFailed):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from pyrun.cli.flags import container_flags, to_options
+from pyrun.cli.output import tell
 from pyrun.container import verbs
 from pyrun.container.attach import launch_attached
 from pyrun.container.record import container as container_record
@@ -16,11 +18,6 @@ from pyrun.store.paths import Paths
 
 SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False,
             "help_option_names": ["--help"]}  # fmt: skip
-
-
-def tell(notes: list[str]) -> None:
-    for note in notes:
-        print(f"pyrun: {note}", file=sys.stderr)
 
 
 @click.command(
@@ -36,9 +33,9 @@ def run(paths: Paths, /, image: str, args: tuple[str, ...], detach: bool, **give
     """Make a container from IMAGE and run it; ARGS replace the image's command."""
     options = to_options(image, args, given)
     if detach:
-        name, _, notes = verbs.run(paths, options)
-        tell(notes)
-        print(container_record(paths, name)["id"])
+        done = verbs.run(paths, options)
+        tell(done.notes)
+        print(container_record(paths, done.name)["id"])
         return
     if options.tty and not sys.stdin.isatty() and options.stdin:
         raise BadInput(
@@ -46,12 +43,12 @@ def run(paths: Paths, /, image: str, args: tuple[str, ...], detach: bool, **give
             hint="leave -t out to use a pipe",
         )
 
-    def attach(sandbox: str, name: str) -> int:
-        return launch_attached(paths, sandbox, name, tty=options.tty, stdin=options.stdin)
+    def attach(sandbox: str, name: str, then: Callable[[], None]) -> int:
+        return launch_attached(paths, sandbox, name, then, tty=options.tty, stdin=options.stdin)
 
-    _, code, notes = verbs.run(paths, options, attach)
-    tell(notes)
-    sys.exit(code)
+    done = verbs.run(paths, options, attach)
+    tell(done.notes)
+    sys.exit(done.code)
 
 
 @click.command(

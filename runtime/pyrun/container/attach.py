@@ -19,6 +19,7 @@ from pyrun.errors import PyrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from pyrun.store.paths import Paths
@@ -72,16 +73,20 @@ def window_size(fd: int = 0) -> bytes:
         return b""
 
 
-def launch_attached(paths: Paths, sandbox: str, name: str, *, tty: bool, stdin: bool) -> int:
+def launch_attached(
+    paths: Paths, sandbox: str, name: str, then: Callable[[], None], *, tty: bool, stdin: bool
+) -> int:
     """Have the supervisor launch `name` with this process attached from the first byte.
 
-    Returns the container's exit code. Raises PyrunError where it could not be launched.
+    `then` is called when it executes. Returns the container's exit code.
+    Raises PyrunError where it could not be launched.
     """
     reader = LogReader(paths.container(name), at_end=True)
     connection = Connection(paths, sandbox)
     with connection:
         connection.send({"do": "start", "name": name, "attach": True})
         await_launch(paths, name, connection)
+        then()
         return Session(connection, reader, tty=tty, stdin=stdin).run()
 
 

@@ -213,11 +213,22 @@ def wait_for_end(pid: int, ticks: int, seconds: float) -> bool:
         os.close(fd)
 
 
-def launch_member(root: str, run_root: str, sandbox: str, name: str) -> None:
-    """Ask the supervisor to launch `name`. Raises PyrunError with docker's exit codes."""
-    with Connection(Paths(root, run_root), sandbox) as connection:
-        connection.send({"do": "start", "name": name})
-        await_launch(Paths(root, run_root), name, connection)
+def launch_members(root: str, run_root: str, sandbox: str, names: list[str]) -> None:
+    """Ask the supervisor to launch members, all at once, and wait until each executes.
+
+    Raises PyrunError for the first that could not be launched, with docker's exit codes.
+    """
+    paths = Paths(root, run_root)
+    connections = []
+    try:
+        for name in names:
+            connections.append(Connection(paths, sandbox))
+            connections[-1].send({"do": "start", "name": name})
+        for name, connection in zip(names, connections, strict=True):
+            await_launch(paths, name, connection)
+    finally:
+        for connection in connections:
+            connection.close()
 
 
 def await_launch(paths: Paths, name: str, connection: Connection) -> None:
@@ -240,13 +251,15 @@ def await_launch(paths: Paths, name: str, connection: Connection) -> None:
             return
 
 
-def end_member(root: str, run_root: str, sandbox: str, name: str) -> None:
-    """Kill a member and wait until its supervisor has reaped it: undoes `launch_member`."""
+def end_members(root: str, run_root: str, names: list[str]) -> None:
+    """Kill members and wait until they are gone: undoes `launch_members`."""
     paths = Paths(root, run_root)
-    state = records_of.status(paths, name)
-    if state.running:
+    running = [records_of.status(paths, name) for name in names]
+    for state in running:
         process.kill_pid(state.pid, state.ticks, 9)
-        wait_for_end(state.pid, state.ticks, 5.0)
+    for state in running:
+        if state.running:
+            wait_for_end(state.pid, state.ticks, 5.0)
 
 
 def start_error(paths: Paths, name: str, answer: dict[str, Any]) -> PyrunError:

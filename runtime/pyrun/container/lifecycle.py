@@ -60,6 +60,13 @@ def plan_create(
     directory = paths.container(name)
     return [
         Step(
+            "container.record.add_member",
+            paths.sandbox(record["sandbox"]),
+            name,
+            why=f"count it among the members of {record['sandbox']}",
+            undo=("container.record.drop_member", (paths.sandbox(record["sandbox"]), name)),
+        ),
+        Step(
             "container.record.claim",
             paths.containers,
             name,
@@ -110,21 +117,15 @@ def plan_create(
             why="write down what was asked for",
             shell=f"cat > {directory}/record.json",
         ),
-        Step(
-            "container.record.add_member",
-            paths.sandbox(record["sandbox"]),
-            name,
-            why=f"count it among the members of {record['sandbox']}",
-            undo=("container.record.drop_member", (paths.sandbox(record["sandbox"]), name)),
-        ),
     ]
 
 
-def plan_sync(paths: Paths, record: dict[str, Any]) -> Plan:
-    """Make a new container's files durable, once it runs; one that `--rm` removes needs none."""
-    if record["remove"]:
+def plan_sync(paths: Paths, sandbox_name: str, records: list[dict[str, Any]]) -> Plan:
+    """Make new containers' files durable, once they run; one that `--rm` removes needs none."""
+    directories = [paths.container(r["name"]) for r in records if not r["remove"]]
+    if records and not directories:
         return []
-    directories = [paths.container(record["name"]), paths.sandbox(record["sandbox"])]
+    directories.append(paths.sandbox(sandbox_name))
     return [
         Step(
             "container.record.sync",
@@ -213,13 +214,8 @@ def plan_start(
     config: dict[str, Any],
     layout: cgroup.Layout,
     init_order: dict[str, Any],
-    *,
-    launch: bool = True,
 ) -> Plan:
-    """The steps that start a member of a sandbox that is up.
-
-    `launch=False` leaves the last one out, for who wants to be attached from the first byte.
-    """
+    """The steps before a member of a sandbox can be launched: its cgroup and its orders."""
     name, sandbox_name = record["name"], record["sandbox"]
     run = paths.container_run(name)
     group = sandbox.cgroup_path(paths, layout, sandbox_name, name)
@@ -240,25 +236,29 @@ def plan_start(
             why="note that it has run, so that a reboot does not make it look new",
         ),
     ]
-    if launch:
-        plan.append(
-            Step(
-                "container.client.launch_member",
-                paths.root,
-                paths.run_root,
-                sandbox_name,
-                name,
-                why=f"launch {config['process']['args'][0]}: clone into new namespaces, then the "
-                "init plan",
-                undo=(
-                    "container.client.end_member",
-                    (paths.root, paths.run_root, sandbox_name, name),
-                ),
-                shell="unshare --mount --pid --fork --cgroup …",
-                man="clone(2)",
-            )
-        )
     return plan
+
+
+def plan_launch(paths: Paths, sandbox_name: str, names: list[str]) -> Plan:
+    """Launch members, all at once. Left out where the caller wants to be attached instead."""
+    if not names:
+        return []
+    return [
+        Step(
+            "container.client.launch_members",
+            paths.root,
+            paths.run_root,
+            sandbox_name,
+            names,
+            why=f"launch {', '.join(names)}: clone into new namespaces, then the init plan",
+            undo=(
+                "container.client.end_members",
+                (paths.root, paths.run_root, names),
+            ),
+            shell="unshare --mount --pid --fork --cgroup …",
+            man="clone(2)",
+        )
+    ]
 
 
 def plan_member_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Plan:

@@ -116,7 +116,7 @@ def give_back(paths: Paths, name: str, facts: Facts) -> None:
 
 
 def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> Plan:
-    """The steps that bring a sandbox up, its supervisor last. Pure."""
+    """The steps that bring a sandbox up. Pure."""
     name = record["name"]
     run = paths.sandbox_run(name)
     layout = facts.layout
@@ -130,10 +130,7 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
             shell=f"mkdir -p {run}/ns",
         )
     ]
-    plan += _namespaces(paths, record, run)
-    plan += _network(paths, record, facts)
-    plan += _files(paths, record, facts, run)
-    plan += _volumes(paths, record)
+    # The supervisor comes first: it loads while the rest is made, on another processor.
     # systemd ends what is left in a login session's cgroup; without systemd nobody does, and the
     # supervisor may stay where it was started.
     own = f"{group}/supervisor" if layout.systemd else ""
@@ -155,6 +152,10 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
             man="posix_spawn(3)",
         )
     ]
+    plan += _namespaces(paths, record, run)
+    plan += _network(paths, record, facts)
+    plan += _files(paths, record, facts, run)
+    plan += _volumes(paths, record)
     return plan
 
 

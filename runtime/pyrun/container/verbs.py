@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import NamedTuple
 
 from pyrun.cgroup import api as cgroup
 from pyrun.container import client, lifecycle, sandbox
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyrun.explain.steps import Plan
+
+    Attach = Callable[[str, str, Callable[[], None]], int]
+
+
+class Outcome(NamedTuple):
+    """What came of `run`: code is None for a container left in the background."""
+
+    name: str
+    code: int | None
+    notes: list[str]
 
 
 class Draft:
@@ -236,13 +247,11 @@ def start_plan(
     config: dict[str, Any],
     layout: cgroup.Layout,
     lowerdirs: list[str],
-    *,
-    launch: bool = True,
 ) -> Plan:
     program = seccomp_program(paths, record, config)
     init_order, init_steps = lifecycle.order(paths, record, config, layout, lowerdirs, program)
     steps.narrator.inside(record["name"], init_steps)
-    return lifecycle.plan_start(paths, record, config, layout, init_order, launch=launch)
+    return lifecycle.plan_start(paths, record, config, layout, init_order)
 
 
 # the verbs
@@ -250,36 +259,41 @@ def start_plan(
 
 def create(paths: Paths, options: Options) -> tuple[str, list[str]]:
     """Make a container without starting it. Returns its name and notes for the user."""
-    name, made, plan, notes = creation(paths, options)
-    with sandbox.lock(paths, made.record["sandbox"]):
-        steps.run(plan + lifecycle.plan_sync(paths, made.record))
-    return name, notes
+    sandbox_, made, plan = creation(paths, options)
+    with sandbox.lock(paths, sandbox_["name"]):
+        steps.run(plan + lifecycle.plan_sync(paths, sandbox_["name"], [made.record]))
+    return made.record["name"], made.notes
 
 
-def creation(paths: Paths, options: Options) -> tuple[str, Draft, Plan, list[str]]:
-    """The plan of `create`: a sandbox of its own, or a place in a pod."""
+def creation(paths: Paths, options: Options) -> tuple[dict[str, Any], Draft, Plan]:
+    """The sandbox's record, the draft and the plan of `create`: a sandbox of its own, or a place
+    in a pod."""
     name = choose_name(paths, options.name)
     host = configs.host_facts()
+    plan: Plan = []
     if options.pod:
-        pod = records_of.find(paths, "sandboxes", options.pod)
-        sandbox_ = records_of.sandbox(paths, pod)
-        if not sandbox_["pod"]:
-            raise BadInput(f"--pod: {pod} is a container, not a pod")
-        if options.publish or options.hostname or options.network != "bridge":
-            raise BadInput(
-                "--publish, --hostname and --network belong to the pod, not to a member",
-                hint="give them to `pyrun pod create`",
-            )
-        plan: Plan = []
+        sandbox_ = pod_to_join(paths, options)
     else:
         check_modes(options)
         sandbox_ = sandbox_record(name, options)
-        plan = []
     made = draft(paths, options, name, sandbox_, host)
     if not options.pod:
         plan += lifecycle.plan_create_sandbox(paths, sandbox_)
     plan += lifecycle.plan_create(paths, made.record, made.config, made.root_mode)
-    return name, made, plan, made.notes
+    return sandbox_, made, plan
+
+
+def pod_to_join(paths: Paths, options: Options) -> dict[str, Any]:
+    pod = records_of.find(paths, "sandboxes", options.pod)
+    sandbox_ = records_of.sandbox(paths, pod)
+    if not sandbox_["pod"]:
+        raise BadInput(f"--pod: {pod} is a container, not a pod")
+    if options.publish or options.hostname or options.network != "bridge":
+        raise BadInput(
+            "--publish, --hostname and --network belong to the pod, not to a member",
+            hint="give them to `pyrun pod create`",
+        )
+    return sandbox_
 
 
 def check_modes(options: Options) -> None:
@@ -293,54 +307,45 @@ def check_modes(options: Options) -> None:
         raise BadInput(f"--ipc: {options.ipc!r} is not private, shareable, host or container:NAME")
 
 
-def run(
-    paths: Paths, options: Options, attach: Callable[[str, str], int] | None = None
-) -> tuple[str, int | None, list[str]]:
-    """Create and start in one plan. `attach(sandbox, name)` launches the container with the
-    terminal attached and returns its exit code. Returns (name, exit code or None, notes)."""
-    name, made, plan, notes = creation(paths, options)
-    sandbox_name = made.record["sandbox"]
+def run(paths: Paths, options: Options, attach: Attach | None = None) -> Outcome:
+    """Create and start in one plan; a failure anywhere leaves nothing behind.
+
+    `attach(sandbox, name, then)` launches the container with the terminal attached, calls `then`
+    when it runs, and returns its exit code.
+    """
+    sandbox_, made, plan = creation(paths, options)
+    name, sandbox_name = made.record["name"], sandbox_["name"]
+    launch = lifecycle.plan_launch(paths, sandbox_name, [name] if attach is None else [])
+    durable = lifecycle.plan_sync(paths, sandbox_["name"], [made.record])
     lowerdirs = ImageStore(paths).lowerdirs(made.image)
     if options.pod:
         sandbox.require_up(paths, sandbox_name)
-        layout = cgroup.host_layout()
-        with sandbox.lock(paths, sandbox_name):
-            steps.run(
-                plan
-                + start_plan(
-                    paths, made.record, made.config, layout, lowerdirs, launch=attach is None
-                )
-                + lifecycle.plan_sync(paths, made.record)
-            )
+        facts = sandbox.Facts(cgroup.host_layout())
     else:
-        # The sandbox's record is the second step's argument: the plan carries it.
-        sandbox_ = next(step.args[1] for step in plan if step.op == "container.record.save")
         facts = sandbox.gather(paths, sandbox_)
-        try:
-            plan += sandbox.plan_up(paths, sandbox_, facts, lone=True)
-            plan += start_plan(
-                paths, made.record, made.config, facts.layout, lowerdirs, launch=attach is None
-            )
-            plan += lifecycle.plan_sync(paths, made.record)
-            with sandbox.lock(paths, sandbox_name):
-                steps.run(plan)
-        except BaseException:
-            sandbox.give_back(paths, name, facts)
-            raise
-    if attach is None:
-        return name, None, notes
+        plan += sandbox.plan_up(paths, sandbox_, facts, lone=True)
     try:
-        code = attach(sandbox_name, name)
-    except PyrunError:
+        plan += start_plan(paths, made.record, made.config, facts.layout, lowerdirs) + launch
+        with sandbox.lock(paths, sandbox_name):
+            steps.run(plan + (durable if attach is None else []))
+    except BaseException:
+        sandbox.give_back(paths, name, facts)
+        raise
+    if attach is None:
+        return Outcome(name, None, made.notes)
+    try:
+        code = attach(sandbox_name, name, lambda: steps.run(durable))
+    except (PyrunError, KeyboardInterrupt):
         # It could not be launched: nothing of a container that never ran stays.
-        remove(paths, name, force=True)
+        if records_of.status(paths, name).word != "running":
+            remove(paths, name, force=True)
         raise
     if options.remove and options.pod and os.path.isdir(paths.container(name)):
         remove(paths, name, force=True)
-    return name, code, notes
+    return Outcome(name, code, made.notes)
 
 
-def start(paths: Paths, name: str, attach: Callable[[str, str], int] | None = None) -> int | None:
+def start(paths: Paths, name: str, attach: Attach | None = None) -> int | None:
     """Start a container that was created or has ended; bring its sandbox up where it is down."""
     record = records_of.container(paths, name)
     if records_of.status(paths, name).running:
@@ -349,27 +354,26 @@ def start(paths: Paths, name: str, attach: Callable[[str, str], int] | None = No
     config = records.read(f"{paths.container(name)}/config.json")
     lowerdirs = store.lowerdirs(store.resolve(record["image"]))
     sandbox_ = records_of.sandbox(paths, record["sandbox"])
+    launch = lifecycle.plan_launch(paths, sandbox_["name"], [name] if attach is None else [])
     with sandbox.lock(paths, sandbox_["name"]):
-        layout = cgroup.host_layout()
+        facts = sandbox.Facts(cgroup.host_layout())
         if records_of.supervisor_alive(paths, sandbox_["name"]):
-            steps.run(lifecycle.plan_member_down(paths, record, layout))
-            steps.run(start_plan(paths, record, config, layout, lowerdirs, launch=attach is None))
+            up = lifecycle.plan_member_down(paths, record, facts.layout)
         elif sandbox_["pod"]:
             raise PyrunError(
                 f"pod {sandbox_['name']} is not running, so {name} cannot start",
                 hint=f"`pyrun pod start {sandbox_['name']}` starts it with all its members",
             )
         else:
-            clear(paths, sandbox_, layout)
+            clear(paths, sandbox_, facts.layout)
             facts = sandbox.gather(paths, sandbox_)
-            try:
-                plan = sandbox.plan_up(paths, sandbox_, facts, lone=True)
-                plan += start_plan(paths, record, config, layout, lowerdirs, launch=attach is None)
-                steps.run(plan)
-            except BaseException:
-                sandbox.give_back(paths, sandbox_["name"], facts)
-                raise
-    return attach(sandbox_["name"], name) if attach is not None else None
+            up = sandbox.plan_up(paths, sandbox_, facts, lone=True)
+        try:
+            steps.run(up + start_plan(paths, record, config, facts.layout, lowerdirs) + launch)
+        except BaseException:
+            sandbox.give_back(paths, sandbox_["name"], facts)
+            raise
+    return attach(sandbox_["name"], name, lambda: None) if attach is not None else None
 
 
 def clear(paths: Paths, sandbox_: dict[str, Any], layout: cgroup.Layout) -> None:

@@ -12,6 +12,7 @@ import stat
 
 from pyrun.errors import BadInput, KernelError, NotFound
 from pyrun.image import tar
+from pyrun.image.blame import prefix
 from pyrun.image.manifest import LARGEST
 from pyrun.image.stream import CHUNK, Source, decompress, write_all
 from pyrun.image.unpack import clean
@@ -86,8 +87,9 @@ class Archive:
                 elif entry.kind == tar.SYMLINK:
                     self._links[name] = clean(name.rpartition(b"/")[0] + b"/" + entry.target)
         except BadInput as error:
-            where = f"entry {os.fsdecode(reader.name)!r}: " if reader.name else ""
-            raise BadInput(f"cannot read the archive: {where}{error.message}") from None
+            if reader.name:
+                prefix(error, f"entry {os.fsdecode(reader.name)!r} of the archive")
+            raise
 
     def find(self, name: str) -> Place | None:
         key = clean(os.fsencode(name))

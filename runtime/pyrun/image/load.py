@@ -15,11 +15,11 @@ import hashlib
 import os
 
 from pyrun.errors import BadInput, PyrunError
-from pyrun.explain.steps import describe
 from pyrun.image import manifest, reference, settle, workers
 from pyrun.image.archive import STDIN, Input, Place, open_input, read_json
+from pyrun.image.blame import Blame
 from pyrun.image.remove import bury, remove_dead
-from pyrun.image.store import EMPTY, OPAQUE
+from pyrun.image.store import EMPTY, OPAQUE, Image
 from pyrun.image.work import Work
 from pyrun.store import fastjson, records
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pyrun.image.manifest import Descriptor
-    from pyrun.image.store import Image, ImageStore, Progress
+    from pyrun.image.store import ImageStore, Progress
 
 RECORD_VERSION = 1
 MOST_ATTEMPTS = 5
@@ -82,7 +82,8 @@ def load(
     wanted = reference.parse(name) if name else None
     if wanted and wanted.digest:
         raise BadInput(f"{name!r} has a digest: a digest names content and cannot be given")
-    with Work(store) as work:
+    said = "standard input" if source == STDIN else source
+    with Blame(f"cannot load {said}"), Work(store) as work:
         archive = open_input(source, work)
         try:
             candidates = read(archive, source)
@@ -94,12 +95,6 @@ def load(
                     )
                 candidates[0].names = [wanted.key]
             return put(store, work, candidates, progress)
-        except BadInput as error:
-            error.message = f"cannot load {'standard input' if source == STDIN else source}: " + (
-                error.message
-            )
-            error.args = (error.message,)
-            raise
         finally:
             archive.close()
 
@@ -116,10 +111,9 @@ def put(
             candidate.keys, candidate.size = [], 0
             stage.settle(candidate)
         try:
-            stage.publish(candidates)
+            return stage.publish(candidates)
         except Vanished:
             continue
-        return [store.resolve(candidate.id) for candidate in candidates]
     raise PyrunError("other commands kept removing layers of this image while it was loaded")
 
 
@@ -384,11 +378,8 @@ class Stage:
             return plain + suffix, facts
         rootfs, result = self._unpacked(layer)
         del self._fresh[layer.diff_id]
-        try:
+        with Blame(f"layer {layer.digest[:19]}"):
             settle.apply(rootfs, lowers, changes)
-        except (BadInput, OSError) as error:
-            said = error.message if isinstance(error, BadInput) else describe(error)
-            raise BadInput(f"layer {layer.digest[:19]}: {said}") from error
         self._new[chained + suffix] = (rootfs, result)
         return chained + suffix, facts
 
@@ -406,7 +397,7 @@ class Stage:
             self._blobs.setdefault(layer.digest, job.blob)
         return self._fresh[layer.diff_id]
 
-    def publish(self, candidates: list[Candidate]) -> None:
+    def publish(self, candidates: list[Candidate]) -> list[Image]:
         """Make everything visible. Raises Vanished where a shared snapshot is gone meanwhile."""
         for candidate in candidates:
             candidate.manifest = candidate.manifest or make_manifest(candidate)
@@ -436,7 +427,13 @@ class Stage:
                     names[f"{repository}@{digest_of(candidate.manifest)}"] = candidate.id
             records.write(store.names_path, names)
             dead = bury(store)
+            # Made here and not by resolve() later: it may be removed again by then.
+            images = [
+                Image(record_of(one), [name for name, owner in names.items() if owner == one.id])
+                for one in candidates
+            ]
         remove_dead(dead)
+        return images
 
     def _keep(self, data: bytes) -> None:
         """A small blob, written to the work directory."""

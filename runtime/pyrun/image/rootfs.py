@@ -13,6 +13,7 @@ import time
 from pyrun.errors import BadInput
 from pyrun.image import manifest, reference
 from pyrun.image.archive import STDIN, Place, open_file
+from pyrun.image.blame import Blame
 from pyrun.image.load import Candidate, Layer, put
 from pyrun.image.stream import CHUNK, write_all
 from pyrun.image.work import Work
@@ -43,7 +44,7 @@ def import_rootfs(
         raise BadInput(f"{name!r} has a digest: a digest names content and cannot be given")
     run = apply_changes(changes)
     said = "standard input" if source == STDIN else source
-    with Work(store) as work:
+    with Blame(f"cannot import {said}"), Work(store) as work:
         fd = _regular_file(source, work)
         try:
             size = os.fstat(fd).st_size
@@ -52,10 +53,6 @@ def import_rootfs(
             layer = Layer(Place(fd, 0, size), "")
             candidate = _Imported(layer, wanted, run, message or f"imported from {said}")
             return put(store, work, [candidate], progress)[0]
-        except BadInput as error:
-            error.message = f"cannot import {said}: {error.message}"
-            error.args = (error.message,)
-            raise
         finally:
             os.close(fd)
 

@@ -79,6 +79,7 @@ class Reader:
         while True:
             self._skip(self._left + self._padding)
             self._left = self._padding = 0
+            self.name = b""
             entry = self._entry()
             if entry is None:
                 return
@@ -334,7 +335,10 @@ def _check_segments(entry: Entry, stored: int) -> None:
 
 def _check_sum(block: bytes, field: bytes) -> None:
     """The sum of all bytes of a header, its own field taken as blanks."""
-    stated = _number(field)
+    try:
+        stated = _number(field)
+    except BadInput:
+        raise BadInput("a header without a checksum: not a tar, or damaged") from None
     if sum(block) - sum(field) + 256 == stated:
         return
     # Some old tars summed signed bytes.

@@ -18,15 +18,16 @@ from __future__ import annotations
 import os
 import stat
 
-from pyrun.errors import BadInput, KernelError
+from pyrun.errors import BadInput, KernelError, errno_text
+from pyrun.explain.steps import likely_cause
 from pyrun.image import tar
+from pyrun.image.blame import prefix
 from pyrun.image.stream import write_all
 from pyrun.kernel import const
 from pyrun.kernel.files import open_in_root, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 WHITEOUT = b".wh."
@@ -73,36 +74,31 @@ class Facts:
         }
 
 
-def unpack(reader: tar.Reader, root: int, each: Callable[[], None] = lambda: None) -> Facts:
+def unpack(reader: tar.Reader, root: int) -> Facts:
     """Make every entry of `reader` beneath the directory `root`, which is new and empty.
 
-    `each` is called before every entry. Set umask 0 before: modes are given to open(2) and
-    mkdir(2). Raises BadInput with the entry's name and the reason.
+    Set umask 0 before: modes are given to open(2) and mkdir(2). Raises BadInput with the entry's
+    name and the reason.
     """
     unpacker = Unpacker(root)
     try:
         for entry in reader:
-            each()
             unpacker.add(entry, reader)
         reader.name = b""
         unpacker.finish()
     except BadInput as error:
         if reader.name:
-            error.message = f"entry {os.fsdecode(reader.name)!r}: {error.message}"
-            error.args = (error.message,)
+            prefix(error, f"entry {os.fsdecode(reader.name)!r}")
         raise
     except OSError as error:
-        raise _refused(reader.name, error) from error
+        call = f"{error.call}: " if isinstance(error, KernelError) else ""
+        raise BadInput(
+            f"entry {os.fsdecode(reader.name)!r}: {call}{errno_text(error.errno or 0)}",
+            hint=likely_cause(error),
+        ) from error
     finally:
         unpacker.forget()
     return unpacker.facts
-
-
-def _refused(name: bytes, error: OSError) -> BadInput:
-    from pyrun.explain.steps import describe, likely_cause
-
-    text = describe(KernelError(error.errno or 0, getattr(error, "call", "") or "the kernel"))
-    return BadInput(f"entry {os.fsdecode(name)!r}: {text}", hint=likely_cause(error))
 
 
 class Unpacker:

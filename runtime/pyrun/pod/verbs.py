@@ -105,9 +105,9 @@ def create_plan(
         plan += container_verbs.start_plan(
             paths, made.record, made.config, facts.layout, store.lowerdirs(made.image)
         )
-    for made in drafts:
-        plan += lifecycle.plan_sync(paths, made.record)
-    return plan
+    members = [made.record for made in drafts]
+    plan += lifecycle.plan_launch(paths, record["name"], [member["name"] for member in members])
+    return plan + lifecycle.plan_sync(paths, record["name"], members)
 
 
 def pod_record(spec: PodSpec, options: PodOptions) -> dict[str, Any]:
@@ -246,6 +246,7 @@ def start(paths: Paths, name: str) -> None:
                 plan += container_verbs.start_plan(
                     paths, member, config, layout, store.lowerdirs(image)
                 )
+            plan += lifecycle.plan_launch(paths, name, [member["name"] for member in idle])
             steps.run(plan)
         except BaseException:
             if facts is not None:
