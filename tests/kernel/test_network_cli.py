@@ -10,23 +10,21 @@ import pytest
 from click.testing import CliRunner
 from network_lab import Lab, Node
 
-from pyrun.cli.network import network
+from pyrun.cli.main import root
 from pyrun.errors import Conflict
 from pyrun.kernel.netlink import Inside
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+def here(tmp_path: Path) -> Iterator[Node]:
     with Lab(tmp_path) as lab:
-        here = lab.node()
-        monkeypatch.setenv("PYRUN_ROOT", here.paths.root)
-        monkeypatch.setenv("PYRUN_RUN_ROOT", here.paths.run_root)
-        yield here
+        yield lab.node()
 
 
 def run(here: Node, *arguments: str) -> str:
+    roots = ("--root", here.paths.root, "--run-root", here.paths.run_root)
     with Inside(here.path):
-        result = CliRunner().invoke(network, arguments)
+        result = CliRunner().invoke(root, [*roots, "network", *arguments])
     if result.exception is not None:
         raise result.exception
     return result.output

@@ -19,14 +19,15 @@ def network() -> None:
 
 @network.command("inspect")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
-def inspect_command(form: str) -> None:
+@click.pass_obj
+def inspect_command(paths: Paths, form: str) -> None:
     """Show the node's pod network.
 
     \b
     Example:
       pyrun network inspect
     """
-    facts = describe(Paths())
+    facts = describe(paths)
     if form == "json":
         print_json(facts)
         return
@@ -60,34 +61,29 @@ def describe(paths: Paths) -> dict[str, Any]:
 
 @network.command("ls")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
-def ls_command(form: str) -> None:
+@click.pass_obj
+def ls_command(paths: Paths, form: str) -> None:
     """List the leased addresses and who holds them.
 
     \b
     Example:
       pyrun network ls
     """
-    paths = Paths()
     net = node.node_network(paths)
-    rows = [
-        (owner, lease.ip4, lease.ip6 or "-")
-        for owner, lease in (
-            (owner, ipam.lease_of(net, address)) for address, owner in ipam.leases(paths).items()
-        )
-    ]
+    rows = [(owner, ipam.lease_of(net, address)) for address, owner in ipam.leases(paths).items()]
     if form == "json":
-        print_json([{"name": name, "ip": ip4, "ip6": ip6} for name, ip4, ip6 in rows])
+        print_json([{"name": name, "ip": held.ip4, "ip6": held.ip6} for name, held in rows])
     else:
-        table(rows, ("NAME", "IP", "IP6"))
+        table([(name, held.ip4, held.ip6 or "-") for name, held in rows], ("NAME", "IP", "IP6"))
 
 
 @network.command("rm")
-def rm_command() -> None:
+@click.pass_obj
+def rm_command(paths: Paths) -> None:
     """Remove the bridge, the rules and the kept ranges; refused while a pod holds an address.
 
     \b
     Example:
       pyrun network rm
     """
-    paths = Paths()
     steps.run(node.plan_node_remove(paths, node.node_network(paths)))
