@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -83,6 +84,13 @@ class LazyGroup(click.Group):
 def root(ctx: click.Context, root: str, run_root: str, explain: bool) -> None:
     """A container runtime built from Linux primitives, made to be read."""
     ctx.obj = Paths(root, run_root)
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        if os.geteuid() != 0:
+            raise PyrunError(
+                "pyrun works with namespaces, mounts and cgroups of the host: it must run as root",
+                hint="sudo pyrun …",
+            )
+        ctx.obj.make_private()
     if explain:
         steps.narrator = output.Explainer()
 
@@ -113,8 +121,6 @@ def cli(args: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does. Not an error, but not success either.
-        import os
-
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:

@@ -16,6 +16,7 @@ from pyrun.container import record as records_of
 from pyrun.container.client import Connection, await_launch, write_all
 from pyrun.container.log import LogReader
 from pyrun.errors import PyrunError
+from pyrun.kernel import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,21 +49,36 @@ class Raw:
             termios.tcsetattr(self.fd, termios.TCSADRAIN, self.saved)
 
 
-class Resizes:
-    """SIGWINCH as a descriptor to poll: the signal handler writes a byte into a pipe."""
+class Signals:
+    """Signals as a descriptor to poll: each handler writes the signal's number into a pipe."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: tuple[int, ...]) -> None:
         import signal
 
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.previous = signal.signal(signal.SIGWINCH, lambda *_: os.write(self.writer, b"!"))
+        self.previous = {
+            number: signal.signal(number, lambda got, _: os.write(self.writer, bytes([got])))
+            for number in numbers
+        }
+
+    def read(self) -> bytes:
+        """The numbers of what has arrived, in order."""
+        return os.read(self.reader, 64)
 
     def close(self) -> None:
         import signal
 
-        signal.signal(signal.SIGWINCH, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
         os.close(self.reader)
         os.close(self.writer)
+
+
+HUP, INT, QUIT, USR1, USR2, TERM, WINCH = 1, 2, 3, 10, 12, 15, 28
+FORWARDED = (HUP, INT, QUIT, USR1, USR2, TERM)
+PATIENCE = 3
+"""So many SIGINT or SIGTERM end a container that ignores them: pid 1 of a namespace does, unless
+it has a handler."""
 
 
 def window_size(fd: int = 0) -> bytes:
@@ -87,7 +103,13 @@ def launch_attached(
         connection.send({"do": "start", "name": name, "attach": True})
         await_launch(paths, name, connection)
         then()
-        return Session(connection, reader, tty=tty, stdin=stdin).run()
+        return Session(connection, reader, signaller(paths, name), tty=tty, stdin=stdin).run()
+
+
+def signaller(paths: Paths, name: str) -> Callable[[int], object]:
+    """A function that sends a signal to the container's first process, and only to it."""
+    status = records_of.status(paths, name)
+    return lambda number: process.kill_pid(status.pid, status.ticks, number)
 
 
 def attach(paths: Paths, name: str, *, stdin: bool) -> int:
@@ -97,15 +119,25 @@ def attach(paths: Paths, name: str, *, stdin: bool) -> int:
     reader = LogReader(paths.container(name), at_end=True)
     with Connection(paths, record["sandbox"]) as connection:
         connection.send({"do": "attach", "name": name})
-        return Session(connection, reader, tty=record["tty"], stdin=stdin).run()
+        return Session(
+            connection, reader, signaller(paths, name), tty=record["tty"], stdin=stdin
+        ).run()
 
 
 class Session:
     """One attachment: pump until the container has ended or the user detaches."""
 
     def __init__(
-        self, connection: Connection, reader: LogReader, *, tty: bool, stdin: bool
+        self,
+        connection: Connection,
+        reader: LogReader,
+        send_signal: Callable[[int], object],
+        *,
+        tty: bool,
+        stdin: bool,
     ) -> None:
+        self.send_signal = send_signal
+        self.impatience = 0
         self.connection = connection
         self.reader = reader
         self.tty = tty and os.isatty(0)
@@ -115,19 +147,18 @@ class Session:
     def run(self) -> int:
         poll = select.poll()
         poll.register(self.connection.socket.fileno(), select.POLLIN)
-        resizes = Resizes() if self.tty else None
-        if resizes is not None:
-            poll.register(resizes.reader, select.POLLIN)
-            self.resize()
+        signals = Signals((WINCH, *FORWARDED))
+        poll.register(signals.reader, select.POLLIN)
+        self.resize()
         if self.stdin:
             poll.register(0, select.POLLIN)
         try:
             with Raw() if self.tty else _Nothing():
                 while True:
                     ready = dict(poll.poll())
-                    if resizes is not None and resizes.reader in ready:
-                        os.read(resizes.reader, 64)
-                        self.resize()
+                    if signals.reader in ready:
+                        for number in signals.read():
+                            self.signal(number)
                     if 0 in ready and self.stdin and not self.input(poll):
                         return 0
                     if self.connection.socket.fileno() in ready:
@@ -136,8 +167,16 @@ class Session:
                             return code
         finally:
             self.reader.close()
-            if resizes is not None:
-                resizes.close()
+            signals.close()
+
+    def signal(self, number: int) -> None:
+        """The terminal's resize goes to the container's; other signals go to its first process."""
+        if number == WINCH:
+            self.resize()
+            return
+        if number in (INT, TERM):
+            self.impatience += 1
+        self.send_signal(9 if self.impatience >= PATIENCE else number)
 
     def told(self) -> int | None:
         """What the supervisor says: more output, the end, or the end of everything."""
@@ -158,6 +197,8 @@ class Session:
             write_all(2 if entry.stream == "stderr" else 1, entry.data)
 
     def resize(self) -> None:
+        if not self.tty:
+            return
         if size := window_size():
             self.connection.send(b"R" + size[:4])
 
@@ -194,9 +235,9 @@ class _Nothing:
 
 def pump_terminal(master: int, connection: Connection, *, stdin: bool) -> int:
     """`exec -t`: between the caller's terminal and the pty of the new process, until its exit."""
-    resizes = Resizes()
+    signals = Signals((WINCH,))
     poll = select.poll()
-    for fd in (master, resizes.reader, connection.socket.fileno()):
+    for fd in (master, signals.reader, connection.socket.fileno()):
         poll.register(fd, select.POLLIN)
     if stdin:
         poll.register(0, select.POLLIN)
@@ -211,8 +252,8 @@ def pump_terminal(master: int, connection: Connection, *, stdin: bool) -> int:
         with Raw():
             while True:
                 ready = dict(poll.poll())
-                if resizes.reader in ready:
-                    os.read(resizes.reader, 64)
+                if signals.reader in ready:
+                    signals.read()
                     resize()
                 if 0 in ready:
                     data = os.read(0, 4096)
@@ -231,7 +272,7 @@ def pump_terminal(master: int, connection: Connection, *, stdin: bool) -> int:
                             pass
                         return code if answer is None else int(answer["exit"])
     finally:
-        resizes.close()
+        signals.close()
         os.close(master)
 
 

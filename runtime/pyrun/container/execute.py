@@ -14,7 +14,7 @@ from pyrun.container import client, sandbox, verbs
 from pyrun.container import record as records_of
 from pyrun.container.options import parse_env
 from pyrun.container.user import identify
-from pyrun.errors import BadInput
+from pyrun.errors import BadInput, PyrunError
 from pyrun.explain import steps
 from pyrun.image.store import ImageStore
 from pyrun.kernel import caps
@@ -86,6 +86,11 @@ def order(paths: Paths, name: str, request: Request) -> tuple[str, dict[str, Any
     """(sandbox, the supervisor's order). Raises PyrunError where the container does not run."""
     record = records_of.container(paths, name)
     status = records_of.require_running(paths, name)
+    if status.word == "paused":
+        raise PyrunError(
+            f"container {name} is paused: a new process in it would be frozen at once",
+            hint=f"`pyrun unpause {name}` lets it go on",
+        )
     config = records.read(f"{paths.container(name)}/config.json")
     layout = cgroup.host_layout()
     group = sandbox.cgroup_path(paths, layout, record["sandbox"], name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from pyrun.kernel import files
 from pyrun.store import records
 
 TYPE_CHECKING = False
@@ -33,12 +34,13 @@ def write_order(run: str, order: dict[str, Any]) -> None:
 
 
 def mark_started(directory: str) -> None:
-    """An empty file; together with no exit.json and no process it means: cut off by a reboot."""
-    for name in ("exit.json",):
-        try:
-            os.unlink(f"{directory}/{name}")
-        except FileNotFoundError:
-            pass
+    """An empty file; together with no exit.json and no process it means: cut off by a reboot.
+
+    What overlayfs keeps in its work directory goes as well: after a reboot it would refuse a
+    volatile mount (`--rm`) for what it finds there.
+    """
+    files.unlink(f"{directory}/exit.json")
+    files.remove_tree(f"{directory}/work/work")
     os.close(os.open(f"{directory}/started", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyrun.container.supervisor import Client, Supervisor
 
 CHUNK = 1 << 16
+MOST_INPUT = 1 << 20
 
 
 class Member:
@@ -45,6 +46,7 @@ class Member:
         self.stdin = -1
         self.input = bytearray()
         self.input_ended = False
+        self.unheard: set[Client] = set()
         self.attached: set[Client] = set()
         self.waiting: set[Client] = set()
         self.starter: Client | None = None
@@ -172,6 +174,10 @@ class Member:
         if kind == b"I":
             self.input += data
             self.write_input()
+            if len(self.input) > MOST_INPUT:
+                # A container that does not read must not fill our memory: hear this client later.
+                self.supervisor.loop.mute(client.socket.fileno())
+                self.unheard.add(client)
         elif kind == b"E":
             self.input_ended = True
             self.write_input()
@@ -194,6 +200,10 @@ class Member:
                     self.supervisor.loop.on_writable(fd, self.write_input)
                     return
                 self.input.clear()  # EPIPE: nobody reads it any more
+        for client in self.unheard:
+            if client.socket.fileno() >= 0:
+                self.supervisor.loop.unmute(client.socket.fileno())
+        self.unheard.clear()
         self.supervisor.loop.on_writable(fd, None)
         if self.input_ended and fd == self.stdin:
             os.close(self.stdin)

@@ -162,6 +162,7 @@ def draft(
         "stdin": options.stdin,
         "tty": options.tty,
         "init": options.init,
+        "pid": options.pid,
         "remove": options.remove,
         "privileged": options.privileged,
         "seccomp": "unconfined" if options.privileged else parse_security(
@@ -204,17 +205,25 @@ def volume_sources(paths: Paths, name: str, options: Options) -> tuple[dict[str,
 
 def namespaces(paths: Paths, options: Options, sandbox_: dict[str, Any]) -> dict[str, str]:
     """linux.namespaces: kind → path to join, "" for a new one; what is shared is left out."""
-    found = {"mount": "", **sandbox.namespace_paths(paths, sandbox_)}
-    kind, _, other = options.pid.partition(":")
+    return {
+        "mount": "",
+        **sandbox.namespace_paths(paths, sandbox_),
+        **pid_namespace(paths, options.pid),
+        "cgroup": "",
+    }
+
+
+def pid_namespace(paths: Paths, mode: str) -> dict[str, str]:
+    """The pid namespace for `--pid MODE`; asked again at each start, as another's pid changes."""
+    kind, _, other = mode.partition(":")
     if kind in ("", "private"):
-        found["pid"] = ""
-    elif kind == "container":
-        name = records_of.find(paths, "containers", other)
-        found["pid"] = f"/proc/{records_of.require_running(paths, name).pid}/ns/pid"
-    elif kind != "host":
-        raise BadInput(f"--pid: {options.pid!r} is not private, host or container:NAME")
-    found["cgroup"] = ""
-    return found
+        return {"pid": ""}
+    if kind == "host":
+        return {}
+    if kind != "container":
+        raise BadInput(f"--pid: {mode!r} is not private, host or container:NAME")
+    name = records_of.find(paths, "containers", other)
+    return {"pid": f"/proc/{records_of.require_running(paths, name).pid}/ns/pid"}
 
 
 def seccomp_program(paths: Paths, record: dict[str, Any], config: dict[str, Any]) -> str:
@@ -248,6 +257,10 @@ def start_plan(
     layout: cgroup.Layout,
     lowerdirs: list[str],
 ) -> Plan:
+    if "pid" in (namespaces := pid_namespace(paths, record["pid"])):
+        others = [ns for ns in config["linux"]["namespaces"] if ns["type"] != "pid"]
+        pid = {"type": "pid", "path": namespaces["pid"]}
+        config["linux"]["namespaces"] = [*others, pid if pid["path"] else {"type": "pid"}]
     program = seccomp_program(paths, record, config)
     init_order, init_steps = lifecycle.order(paths, record, config, layout, lowerdirs, program)
     steps.narrator.inside(record["name"], init_steps)
