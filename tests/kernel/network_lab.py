@@ -48,7 +48,7 @@ class Namespace:
     def run(self, *words: str) -> str:
         return command("ip", "netns", "exec", self.name, *words)
 
-    def socket(self, address: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    def open_socket(self, address: str, kind: int = socket.SOCK_STREAM) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with Inside(self.path):
             made = socket.socket(family, kind)
@@ -58,7 +58,7 @@ class Namespace:
 
     def listen(self, port: int, address: str = "::") -> socket.socket:
         """A TCP server, by default on every address of both families."""
-        server = self.socket(address)
+        server = self.open_socket(address)
         if ":" in address:
             server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,7 +67,7 @@ class Namespace:
         return server
 
     def connect(self, address: str, port: int, timeout: float = DEADLINE) -> socket.socket:
-        client = self.socket(address)
+        client = self.open_socket(address)
         client.settimeout(timeout)
         client.connect((address, port))
         return client

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
-from network_lab import Lab, Node, command, join, settle, source_seen
+from network_lab import Lab, Namespace, Node, join, settle, source_seen
 
 from pyrun.errors import Conflict, StepFailed
 from pyrun.explain import steps
@@ -268,35 +268,28 @@ def test_loopback_only(lab: Lab) -> None:
 
 def test_fifty_processes_attach_fifty_pods_at_once(lab: Lab) -> None:
     here = lab.node()
-    names = [f"p{number}" for number in range(50)]
-    for name in names:
-        command("ip", "netns", "add", f"{here.name}-{name}")
-    try:
-        _fork_each(names, lambda name: _attach(here, name))
-        with Inside(here.path):
-            held = ipam.leases(here.paths)
-            assert node.plan_node(here.paths, node.node_network(here.paths)) == []
-        assert sorted(held.values()) == sorted(names)
-        assert len(here.json("link", "show", "master", here.paths.bridge)) == 50
-        by_name = {owner: address for address, owner in held.items()}
-        for name in names:
-            command("ip", "netns", "exec", here.name, "ping", "-c1", "-W2", by_name[name])
-        _fork_each(names, lambda name: _detach(here, name))
-        assert here.links() == ["lo", here.paths.bridge]
-        assert os.listdir(here.paths.leases) == []
-    finally:
-        for name in names:
-            command("ip", "netns", "delete", f"{here.name}-{name}")
+    pods = {f"p{number}": Namespace(lab, f"p{number}") for number in range(50)}
+    _fork_each(pods, lambda name: _attach(here, name, pods[name].path))
+    with Inside(here.path):
+        held = {owner: address for address, owner in ipam.leases(here.paths).items()}
+        assert node.plan_node(here.paths, node.node_network(here.paths)) == []
+    assert sorted(held) == sorted(pods)
+    assert len(here.json("link", "show", "master", here.paths.bridge)) == 50
+    for name, pod in pods.items():
+        assert source_seen(pod.listen(80), here.connect(held[name], 80)) == "10.66.0.1"
+    _fork_each(pods, lambda name: _detach(here, name))
+    assert here.links() == ["lo", here.paths.bridge]
+    assert os.listdir(here.paths.leases) == []
 
 
-def _attach(here: Node, name: str) -> None:
+def _attach(here: Node, name: str, netns: str) -> None:
     with Inside(here.path):
         net = node.node_network(here.paths)
         lease = ipam.lease(here.paths, net, name)
         steps.run(
             node.plan_node(here.paths, net)
             + ipam.plan_lease(here.paths, lease, name)
-            + link.plan_attach(here.paths, net, lease, name, f"{here.path}-{name}")
+            + link.plan_attach(here.paths, net, lease, name, netns)
         )
 
 
@@ -306,8 +299,8 @@ def _detach(here: Node, name: str) -> None:
         steps.run(link.plan_detach(here.paths, net, name) + ipam.plan_release(here.paths, name))
 
 
-def _fork_each(names: list[str], work: object) -> None:
-    assert callable(work)
+def _fork_each(names: Collection[str], work: Callable[[str], None]) -> None:
+    """Call `work` in a process for each name, all at the same time."""
     children = []
     for name in names:
         pid = os.fork()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from network_lab import DEADLINE, Lab, Node, source_seen
 
-from pyrun.errors import BadInput, Conflict, KernelError
+from pyrun.errors import BadInput, Conflict, KernelError, StepFailed
 from pyrun.explain import steps
 from pyrun.kernel import nft
 from pyrun.kernel.netlink import Inside
@@ -116,12 +116,12 @@ def test_udp_is_published(lab: Lab) -> None:
     here = lab.node()
     world = lab.world(here)
     pod = here.pod("one", "5353:53/udp")
-    server = pod.socket("::", socket.SOCK_DGRAM)
+    server = pod.open_socket("::", socket.SOCK_DGRAM)
     server.bind(("::", 53))
     for client_side, address in (
         (world, "198.51.100.2"), (here, "127.0.0.1"), (pod, "10.66.0.1"), (world, "2001:db8::2"),
     ):  # fmt: skip
-        client = client_side.socket(address, socket.SOCK_DGRAM)
+        client = client_side.open_socket(address, socket.SOCK_DGRAM)
         client.connect((address, 5353))  # answers from any other address would not be heard
         client.send(b"question")
         data, peer = server.recvfrom(64)
@@ -134,13 +134,13 @@ def test_udp_that_came_before_the_pod_reaches_it_afterwards(lab: Lab, address: s
     here = lab.node()
     world = lab.world(here)
     here.set_up()
-    client = (here if address == "127.0.0.1" else world).socket(address, socket.SOCK_DGRAM)
+    client = (here if address == "127.0.0.1" else world).open_socket(address, socket.SOCK_DGRAM)
     client.connect((address, 5353))
     client.send(b"too early")
     with pytest.raises(ConnectionRefusedError):
         client.recv(64)
     pod = here.pod("one", "5353:53/udp")
-    server = pod.socket("::", socket.SOCK_DGRAM)
+    server = pod.open_socket("::", socket.SOCK_DGRAM)
     server.bind(("::", 53))
     client.send(b"now")
     assert server.recv(64) == b"now"
@@ -255,7 +255,7 @@ def test_publishing_on_another_pods_port_fails_as_a_whole(lab: Lab) -> None:
     with Inside(here.path):
         net = node.node_network(here.paths)
         wanted = [Port("", 9000, 80), Port("", 8080, 80)]
-        with pytest.raises(steps.StepFailed, match="EEXIST"):
+        with pytest.raises(StepFailed, match="EEXIST"):
             steps.run(ports.plan_publish(here.paths, net, "two", wanted, "10.66.0.9", "fd66::9"))
     assert here.rules() == before
 

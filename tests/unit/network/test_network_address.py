@@ -32,7 +32,7 @@ def test_ranges_agree_with_the_standard_library(
     last = ours.address(ours.size - 1)
     assert ipaddress.ip_address(last) == one.broadcast_address
     assert ours.index(last) == ours.size - 1
-    assert ours.overlaps(other) == (one.version == two.version and one.overlaps(two))  # type: ignore[arg-type]
+    assert ours.overlaps(other) == (one.version == two.version and one.overlaps(two))
 
 
 @pytest.mark.parametrize(
