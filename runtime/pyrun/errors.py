@@ -11,6 +11,7 @@
 Library code raises; only `cli` turns an error into text and an exit code.
 """
 
+import errno  # at the top: init tells of its failures where nothing can be imported
 import os
 
 EXIT_ERROR = 125
@@ -78,6 +79,4 @@ class KernelError(OSError):
 
 def errno_text(number: int) -> str:
     """`22` → `EINVAL (Invalid argument)`."""
-    import errno
-
     return f"{errno.errorcode.get(number, number)} ({os.strerror(number)})"

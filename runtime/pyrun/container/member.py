@@ -116,7 +116,7 @@ class Member:
         elif message.kind == b"":
             self.supervisor.loop.forget(self.launched.channel.fileno())
             self.launched.channel.close()
-            if self.starter is not None and process.start_time(self.launched.pid) == 0:
+            if self.starter is not None and not launch.has_executed(self.launched):
                 # Killed before it could execute anything or say why.
                 self.reap()
                 self.answer_start(

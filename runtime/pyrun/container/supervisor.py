@@ -25,7 +25,7 @@ import sys
 from pyrun.container.loop import AGAIN, Loop
 from pyrun.container.member import Exec, Member
 from pyrun.errors import KernelError
-from pyrun.kernel import const
+from pyrun.kernel import const, process
 from pyrun.kernel.libc import prctl
 from pyrun.store.fastjson import dumps, loads
 from pyrun.store.paths import Paths
@@ -238,20 +238,10 @@ def main(argv: list[str]) -> None:
     for path in cgroup_files:
         with open(path, "w", encoding="ascii") as file:
             file.write("0")
-    prctl(const.PR_SET_NAME, _name_pointer(f"pyrun:{name}"))
+    process.set_name(f"pyrun:{name}")
     prctl(const.PR_SET_DUMPABLE, 0)
     import gc
 
     gc.collect()
     gc.freeze()
     Supervisor(Paths(root, run_root), name, int(listener), kind == "lone").run()
-
-
-def _name_pointer(name: str) -> int:
-    from pyrun.kernel.libc import ctypes
-
-    _keep.append(ctypes.create_string_buffer(name.encode()[:15]))
-    return ctypes.addressof(_keep[-1])
-
-
-_keep: list[Any] = []

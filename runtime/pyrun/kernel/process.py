@@ -6,7 +6,7 @@ import os
 
 from pyrun.errors import KernelError
 from pyrun.kernel import const
-from pyrun.kernel.libc import check, ctypes, libc, syscall
+from pyrun.kernel.libc import check, ctypes, libc, prctl, syscall
 
 
 class clone_args(ctypes.Structure):
@@ -79,6 +79,12 @@ def sethostname(name: str) -> None:
 def setdomainname(name: str) -> None:
     data = name.encode()
     check(libc.setdomainname(data, len(data)), f"setdomainname({name!r})")
+
+
+def set_name(name: str) -> None:
+    """PR_SET_NAME: what `ps` and /proc/PID/comm show; the kernel keeps 15 bytes of it."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(const.PR_SET_NAME, ctypes.addressof(buffer))
 
 
 def start_time(pid: int) -> int:

@@ -36,6 +36,10 @@ STEP, ERROR, TERMINAL = b"S", b"E", b"T"
 """First byte of each message to the launcher: a step done, the failure, a terminal's master."""
 
 
+SETTING_UP = "pyrun:setup"
+"""Name of the process until execve(2) or `stay_as_init` gives it another."""
+
+
 class Init:
     """State of one container process between clone and execve.
 
@@ -60,6 +64,7 @@ class Init:
         self.root = -1
         self.program, self.filter_flags = b"", 0
         self.pivoted = False
+        process.set_name(SETTING_UP)
         # Nobody in a container may trace this process or open its memory while it is still ours;
         # execve sets the flag again.
         prctl(const.PR_SET_DUMPABLE, 0)
@@ -457,6 +462,7 @@ class Init:
         if child == 0:
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, signals | {17})
             return
+        process.set_name("pyrun:init")
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         # The streams stay with the child alone, or their end would never be seen.
         null = os.open("/dev/null", os.O_RDWR)

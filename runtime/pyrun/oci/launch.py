@@ -12,7 +12,7 @@ import os
 import struct
 
 from pyrun.kernel import const, process
-from pyrun.oci.init import ERROR, STEP, TERMINAL, Init
+from pyrun.oci.init import ERROR, SETTING_UP, STEP, TERMINAL, Init
 from pyrun.store.fastjson import loads
 
 TYPE_CHECKING = False
@@ -140,3 +140,18 @@ def read_message(channel: _socket.socket) -> Message:
     if kind == TERMINAL:
         return Message(TERMINAL, fd=struct.unpack("i", ancillary[0][2][:4])[0])
     return Message(b"")
+
+
+def has_executed(launched: Launched) -> bool:
+    """After the end of the channel: whether execve(2) closed it, or the end of the process.
+
+    A process on its way out has lost its memory, and with it /proc/PID/exe, before it closes its
+    files. Then its name decides, which execve changes; a short program may be over already.
+    """
+    try:
+        os.readlink(f"/proc/{launched.pid}/exe")
+        return True
+    except OSError:
+        os.waitid(os.P_PIDFD, launched.pidfd, os.WEXITED | os.WNOWAIT)
+    with open(f"/proc/{launched.pid}/comm", encoding="utf-8", errors="replace") as file:
+        return file.read() != f"{SETTING_UP}\n"
