@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +78,52 @@ def test_stopping_the_unit_ends_every_container(layout: api.Layout) -> None:
     steps.run(api.plan_create(layout, path, {"pids": {"limit": 3}}))
     assert value(layout, path, "pids", "pids.max") == "3"
     remove(layout, f"{layout.base()}/web")
+
+
+def test_a_container_and_its_supervisor_live_in_the_delegated_part(tmp_path: Path) -> None:
+    """By /proc alone: the container below pyrun's unit, its supervisor in a leaf of its own."""
+    environment = {
+        **os.environ,
+        "PYRUN_ROOT": str(tmp_path / "root"),
+        "PYRUN_RUN_ROOT": str(tmp_path / "run"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+
+    def pyrun(*args: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "pyrun", *args],
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        ).stdout
+
+    try:
+        pyrun(
+            "run", "-d", "--name", "guest", "--network", "none", "--memory", "32m",
+            "busybox", "sleep", "1000",
+        )  # fmt: skip
+        [found] = json.loads(pyrun("inspect", "guest"))
+        cgroup = own_cgroup(found["state"]["pid"])
+        assert cgroup.startswith("/" + systemd_base() + "/") and cgroup.endswith("/guest/guest")
+        assert Path(f"/sys/fs/cgroup{cgroup}/memory.max").read_text().strip() == str(32 << 20)
+        parent = Path(f"/proc/{found['state']['pid']}/stat").read_text().rpartition(")")[2]
+        supervisor = own_cgroup(int(parent.split()[1]))
+        assert supervisor.rpartition("/")[0] == cgroup.rpartition("/")[0]
+        assert supervisor.endswith("/supervisor")
+    finally:
+        pyrun("rm", "-f", "guest")
+    assert not Path(f"/sys/fs/cgroup{cgroup}").parent.exists()
+
+
+def own_cgroup(pid: int) -> str:
+    [line] = [
+        line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if line[:3] == "0::"
+    ]
+    return line[3:]
+
+
+def systemd_base() -> str:
+    from pyrun.cgroup.layout import SYSTEMD_BASE
+
+    return SYSTEMD_BASE
