@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pyrun.cli import output
+from pyrun.cli.named import CONTAINER
 from pyrun.container import record as records_of
 from pyrun.container import verbs
 from pyrun.container.options import parse_signal
@@ -37,7 +38,7 @@ def each(paths: Paths, wanted: tuple[str, ...], act: Callable[[str], Any], *, sa
 @click.command(epilog="Example: pyrun start -a web")
 @click.option("-a", "--attach", "attached", is_flag=True, help="Show its output; wait for it.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass standard input on.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def start(paths: Paths, containers: tuple[str, ...], attached: bool, interactive: bool) -> None:
     """Start CONTAINERS."""
@@ -61,7 +62,7 @@ def start(paths: Paths, containers: tuple[str, ...], attached: bool, interactive
 
 @click.command(epilog="Example: pyrun stop -t 3 web")
 @click.option("-t", "--time", "seconds", type=float, help="Seconds before SIGKILL.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def stop(paths: Paths, containers: tuple[str, ...], seconds: float | None) -> None:
     """Stop CONTAINERS: the stop signal, the grace period, SIGKILL."""
@@ -70,7 +71,7 @@ def stop(paths: Paths, containers: tuple[str, ...], seconds: float | None) -> No
 
 @click.command(epilog="Example: pyrun restart web")
 @click.option("-t", "--time", "seconds", type=float, help="Seconds before SIGKILL.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def restart(paths: Paths, containers: tuple[str, ...], seconds: float | None) -> None:
     """Stop CONTAINERS and start them again."""
@@ -84,7 +85,7 @@ def restart(paths: Paths, containers: tuple[str, ...], seconds: float | None) ->
 
 @click.command(epilog="Example: pyrun kill -s HUP web")
 @click.option("-s", "--signal", "signal_", default="KILL", help="Name or number.")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def kill(paths: Paths, containers: tuple[str, ...], signal_: str) -> None:
     """Send a signal to the first process of CONTAINERS."""
@@ -93,7 +94,7 @@ def kill(paths: Paths, containers: tuple[str, ...], signal_: str) -> None:
 
 
 @click.command(epilog="Example: pyrun pause web")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def pause(paths: Paths, containers: tuple[str, ...]) -> None:
     """Freeze every process of CONTAINERS."""
@@ -101,7 +102,7 @@ def pause(paths: Paths, containers: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="Example: pyrun unpause web")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def unpause(paths: Paths, containers: tuple[str, ...]) -> None:
     """Let the processes of CONTAINERS go on."""
@@ -109,7 +110,7 @@ def unpause(paths: Paths, containers: tuple[str, ...]) -> None:
 
 
 @click.command(epilog="Example: pyrun wait web")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def wait(paths: Paths, containers: tuple[str, ...]) -> None:
     """Wait until CONTAINERS have ended; print their exit codes."""
@@ -119,7 +120,7 @@ def wait(paths: Paths, containers: tuple[str, ...]) -> None:
 @click.command(epilog="Example: pyrun rm -f web")
 @click.option("-f", "--force", is_flag=True, help="Also one that runs, or is half made.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Every container in no pod.")
-@click.argument("containers", nargs=-1)
+@click.argument("containers", nargs=-1, type=CONTAINER)
 @click.pass_obj
 def rm(paths: Paths, containers: tuple[str, ...], force: bool, everything: bool) -> None:
     """Remove CONTAINERS with their changes and logs."""
@@ -218,7 +219,7 @@ def summary(paths: Paths, record: dict[str, Any], status: records_of.Status) -> 
 
 
 @click.command(epilog="Example: pyrun inspect web")
-@click.argument("containers", nargs=-1, required=True)
+@click.argument("containers", nargs=-1, required=True, type=CONTAINER)
 @click.pass_obj
 def inspect(paths: Paths, containers: tuple[str, ...]) -> None:
     """Show all there is to know about CONTAINERS, as a JSON list."""
@@ -253,7 +254,7 @@ def details(paths: Paths, name: str) -> dict[str, Any]:
 @click.option("-n", "--tail", type=int, default=-1, help="Only the last lines.")
 @click.option("-t", "--timestamps", is_flag=True, help="With the time of each line.")
 @click.option("--since", default="", metavar="TIME", help="RFC 3339, or a duration like 5m.")
-@click.argument("container")
+@click.argument("container", type=CONTAINER)
 @click.pass_obj
 def logs(
     paths: Paths, container: str, follow: bool, tail: int, timestamps: bool, since: str

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from pyrun.cli.named import CONTAINER
 from pyrun.container import record as records_of
 from pyrun.container.attach import attach as attach_to
 from pyrun.container.execute import Request, execute
@@ -25,7 +26,7 @@ from pyrun.store.paths import Paths
 @click.option("-w", "--workdir", default="", metavar="DIR", help="The working directory.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names or numbers.")
 @click.option("--privileged", is_flag=True, help="All capabilities, no filter.")
-@click.argument("container")
+@click.argument("container", type=CONTAINER)
 @click.argument("args", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_obj
 def exec_(
@@ -61,7 +62,7 @@ def exec_(
 
 @click.command(epilog="Example: pyrun attach web   (Ctrl-P Ctrl-Q leaves it running)")
 @click.option("--no-stdin", is_flag=True, help="Only watch.")
-@click.argument("container")
+@click.argument("container", type=CONTAINER)
 @click.pass_obj
 def attach(paths: Paths, container: str, no_stdin: bool) -> None:
     """Connect this terminal to CONTAINER's streams."""

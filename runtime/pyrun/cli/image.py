@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from pyrun.cli import output
+from pyrun.cli.named import IMAGE
 from pyrun.errors import NotFound, PyrunError
 from pyrun.image import reference
 from pyrun.image.store import Image, ImageStore
 from pyrun.store.paths import Paths
 
 
-@click.group()
+@click.group(epilog="Example: pyrun image ls")
 def image() -> None:
     """Images: a config and layers, each layer unpacked once."""
 
@@ -26,7 +27,7 @@ format_option = click.option(
 )  # fmt: skip
 
 
-@image.command()
+@image.command(epilog="Example: pyrun image load nginx.tar --name nginx:test")
 @click.argument("source", required=False)
 @click.option("-i", "--input", "input_", metavar="SOURCE", help="The same as the argument.")
 @click.option("--name", default="", help="The image's name, whatever the archive says.")
@@ -37,8 +38,6 @@ def load(paths: Paths, source: str | None, input_: str | None, name: str, quiet:
 
     Archives may be compressed with gzip or zstd. Without SOURCE, or where it is `-`, standard
     input is read. Every digest is verified before anything becomes visible.
-
-    Example: pyrun image load nginx.tar --name nginx:test
     """
     if source and input_:
         raise click.UsageError("give SOURCE or --input, not both")
@@ -50,7 +49,9 @@ def load(paths: Paths, source: str | None, input_: str | None, name: str, quiet:
         print(one.id if quiet else f"Loaded image: {_said(one)}")
 
 
-@image.command("import")
+@image.command(
+    "import", epilog="Example: tar -C rootfs -c . | pyrun image import - mine --change 'CMD sh'"
+)
 @click.argument("source")
 @click.argument("name", required=False, default="")
 @click.option(
@@ -67,10 +68,7 @@ def load(paths: Paths, source: str | None, input_: str | None, name: str, quiet:
 def import_(
     paths: Paths, source: str, name: str, changes: tuple[str, ...], message: str, quiet: bool
 ) -> None:
-    """Make an image of one layer from the plain tar SOURCE of a root file system.
-
-    Example: tar -C rootfs -c . | pyrun image import - mine --change 'CMD ["/bin/sh"]'
-    """
+    """Make an image of one layer from the plain tar SOURCE of a root file system."""
     _refuse_terminal(source)
     with _Progress(quiet) as progress:
         made = ImageStore(paths).import_(
@@ -79,17 +77,14 @@ def import_(
     print(made.id)
 
 
-@image.command()
+@image.command(epilog="Example: pyrun image ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids alone.")
 @click.option("--digests", is_flag=True, help="Show the digest of each manifest too.")
 @click.option("--no-trunc", is_flag=True, help="Print ids in full.")
 @format_option
 @click.pass_obj
 def ls(paths: Paths, quiet: bool, digests: bool, no_trunc: bool, format_: str) -> None:
-    """List images, the newest first.
-
-    Example: pyrun image ls
-    """
+    """List images, the newest first."""
     images = sorted(ImageStore(paths).images(), key=_created, reverse=True)
     if quiet:
         for one in images:
@@ -104,30 +99,24 @@ def ls(paths: Paths, quiet: bool, digests: bool, no_trunc: bool, format_: str) -
         output.table(rows, header)
 
 
-@image.command()
-@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...")
+@image.command(epilog="Example: pyrun image inspect busybox")
+@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...", type=IMAGE)
 @click.pass_obj
 def inspect(paths: Paths, refs: tuple[str, ...]) -> None:
-    """Print all that is known about images, as a JSON list.
-
-    Example: pyrun image inspect busybox
-    """
+    """Print all that is known about images, as a JSON list."""
     store = ImageStore(paths)
     found, failed = _each(refs, lambda ref: _details(store, store.resolve(ref)))
     output.print_json(found)
     _exit(failed)
 
 
-@image.command()
-@click.argument("ref", metavar="IMAGE")
+@image.command(epilog="Example: pyrun image history busybox")
+@click.argument("ref", metavar="IMAGE", type=IMAGE)
 @click.option("--no-trunc", is_flag=True, help="Do not cut long commands.")
 @format_option
 @click.pass_obj
 def history(paths: Paths, ref: str, no_trunc: bool, format_: str) -> None:
-    """Show how an image came about, the last step first.
-
-    Example: pyrun image history busybox
-    """
+    """Show how an image came about, the last step first."""
     found = ImageStore(paths).resolve(ref)
     steps = _history(found)
     if format_ == "json":
@@ -142,28 +131,23 @@ def history(paths: Paths, ref: str, no_trunc: bool, format_: str) -> None:
     output.table(rows, ["LAYER", "CREATED", "CREATED BY", "COMMENT"])
 
 
-@image.command()
-@click.argument("ref", metavar="IMAGE")
+@image.command(epilog="Example: pyrun image tag busybox localhost/mine:1")
+@click.argument("ref", metavar="IMAGE", type=IMAGE)
 @click.argument("new", metavar="NEW_NAME")
 @click.pass_obj
 def tag(paths: Paths, ref: str, new: str) -> None:
-    """Give an image one more name.
-
-    Example: pyrun image tag busybox localhost/mine:1
-    """
+    """Give an image one more name."""
     ImageStore(paths).tag(ref, new)
 
 
-@image.command()
-@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...")
+@image.command(epilog="Example: pyrun image rm localhost/mine:1")
+@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...", type=IMAGE)
 @click.option("-f", "--force", is_flag=True, help="Take all the names of an image away.")
 @click.pass_obj
 def rm(paths: Paths, refs: tuple[str, ...], force: bool) -> None:
     """Remove names, and with its last name an image.
 
     An image that a container needs stays; the message names the containers.
-
-    Example: pyrun image rm localhost/mine:1
     """
     from pyrun.container.record import users_of_image
 
@@ -179,27 +163,21 @@ def rm(paths: Paths, refs: tuple[str, ...], force: bool) -> None:
     _exit(failed)
 
 
-@image.command()
-@click.argument("ref", metavar="IMAGE")
+@image.command(epilog='Example: ls "$(pyrun image mount busybox)"')
+@click.argument("ref", metavar="IMAGE", type=IMAGE)
 @click.pass_obj
 def mount(paths: Paths, ref: str) -> None:
-    """Mount an image read-only and print the path of its tree.
-
-    Example: ls "$(pyrun image mount busybox)"
-    """
+    """Mount an image read-only and print the path of its tree."""
     from pyrun.image import mount as mounting
 
     print(mounting.mount(ImageStore(paths), ref))
 
 
-@image.command()
-@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...")
+@image.command(epilog="Example: pyrun image unmount busybox")
+@click.argument("refs", nargs=-1, required=True, metavar="IMAGE...", type=IMAGE)
 @click.pass_obj
 def unmount(paths: Paths, refs: tuple[str, ...]) -> None:
-    """Take the mounts of images away.
-
-    Example: pyrun image unmount busybox
-    """
+    """Take the mounts of images away."""
     from pyrun.image import mount as mounting
 
     done, failed = _each(refs, lambda ref: mounting.unmount(ImageStore(paths), ref))

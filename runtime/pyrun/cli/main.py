@@ -36,6 +36,7 @@ COMMANDS = {
     "image": ("image", "image", "Images: load, list, inspect, tag, remove, mount."),
     "images": ("image", "ls", "List images (short for `image ls`)."),
     "network": ("network", "network", "The node's pod network."),
+    "completion": ("completion", "completion", "Teach a shell to complete pyrun's commands."),
 }
 """Every command and where it lives. The help line stands here so that `--help` loads nothing."""
 

@@ -12,21 +12,16 @@ from pyrun.network import ipam, nat, node
 from pyrun.store.paths import Paths
 
 
-@click.group("network")
+@click.group("network", epilog="Example: pyrun network inspect")
 def network() -> None:
     """The network of this node's pods: a bridge, an address range, rules."""
 
 
-@network.command("inspect")
+@network.command("inspect", epilog="Example: pyrun network inspect")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @click.pass_obj
 def inspect_command(paths: Paths, form: str) -> None:
-    """Show the node's pod network.
-
-    \b
-    Example:
-      pyrun network inspect
-    """
+    """Show the node's pod network."""
     facts = describe(paths)
     if form == "json":
         print_json(facts)
@@ -59,16 +54,11 @@ def describe(paths: Paths) -> dict[str, Any]:
     }
 
 
-@network.command("ls")
+@network.command("ls", epilog="Example: pyrun network ls")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @click.pass_obj
 def ls_command(paths: Paths, form: str) -> None:
-    """List the leased addresses and who holds them.
-
-    \b
-    Example:
-      pyrun network ls
-    """
+    """List the leased addresses and who holds them."""
     net = node.node_network(paths)
     rows = [(owner, ipam.lease_of(net, address)) for address, owner in ipam.leases(paths).items()]
     if form == "json":
@@ -77,13 +67,8 @@ def ls_command(paths: Paths, form: str) -> None:
         table([(name, held.ip4, held.ip6 or "-") for name, held in rows], ("NAME", "IP", "IP6"))
 
 
-@network.command("rm")
+@network.command("rm", epilog="Example: pyrun network rm")
 @click.pass_obj
 def rm_command(paths: Paths) -> None:
-    """Remove the bridge, the rules and the kept ranges; refused while a pod holds an address.
-
-    \b
-    Example:
-      pyrun network rm
-    """
+    """Remove the bridge, the rules and the kept ranges; refused while a pod holds an address."""
     steps.run(node.plan_node_remove(paths, node.node_network(paths)))

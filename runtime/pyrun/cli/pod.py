@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pyrun.cli import output
+from pyrun.cli.named import POD
 from pyrun.cli.output import tell
 from pyrun.container import record as records_of
 from pyrun.container.options import parse_pair, parse_signal, parse_size
@@ -19,7 +20,7 @@ from pyrun.pod.model import ContainerSpec, HostAlias, PodSpec
 from pyrun.store.paths import Paths
 
 
-@click.group()
+@click.group(epilog="Example: pyrun pod create --name web --container nginx")
 def pod() -> None:
     """Groups of containers that share an address, a hostname, a port space and volumes."""
 
@@ -119,7 +120,7 @@ def from_flags(given: dict[str, Any]) -> PodSpec:
 
 
 @pod.command(epilog="Example: pyrun pod start web")
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", nargs=-1, required=True, type=POD)
 @click.pass_obj
 def start(paths: Paths, pods: tuple[str, ...]) -> None:
     """Start PODS that are stopped, and members that have ended."""
@@ -128,7 +129,7 @@ def start(paths: Paths, pods: tuple[str, ...]) -> None:
 
 @pod.command(epilog="Example: pyrun pod stop -t 3 web")
 @click.option("-t", "--time", "seconds", type=float, help="Seconds before SIGKILL.")
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", nargs=-1, required=True, type=POD)
 @click.pass_obj
 def stop(paths: Paths, pods: tuple[str, ...], seconds: float | None) -> None:
     """Stop all members of PODS at once, then give their addresses and ports back."""
@@ -137,7 +138,7 @@ def stop(paths: Paths, pods: tuple[str, ...], seconds: float | None) -> None:
 
 @pod.command(epilog="Example: pyrun pod restart web")
 @click.option("-t", "--time", "seconds", type=float, help="Seconds before SIGKILL.")
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", nargs=-1, required=True, type=POD)
 @click.pass_obj
 def restart(paths: Paths, pods: tuple[str, ...], seconds: float | None) -> None:
     """Stop PODS and start them again."""
@@ -151,7 +152,7 @@ def restart(paths: Paths, pods: tuple[str, ...], seconds: float | None) -> None:
 
 @pod.command(epilog="Example: pyrun pod kill -s HUP web")
 @click.option("-s", "--signal", "signal_", default="KILL", help="Name or number.")
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", nargs=-1, required=True, type=POD)
 @click.pass_obj
 def kill(paths: Paths, pods: tuple[str, ...], signal_: str) -> None:
     """Send a signal to the first process of every member of PODS."""
@@ -162,7 +163,7 @@ def kill(paths: Paths, pods: tuple[str, ...], signal_: str) -> None:
 @pod.command(epilog="Example: pyrun pod rm -f web")
 @click.option("-f", "--force", is_flag=True, help="Also one that runs, or is half made.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Every pod.")
-@click.argument("pods", nargs=-1)
+@click.argument("pods", nargs=-1, type=POD)
 @click.pass_obj
 def rm(paths: Paths, pods: tuple[str, ...], force: bool, everything: bool) -> None:
     """Remove PODS with their members and volumes."""
@@ -231,7 +232,7 @@ def summary(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pod.command(epilog="Example: pyrun pod inspect web")
-@click.argument("pods", nargs=-1, required=True)
+@click.argument("pods", nargs=-1, required=True, type=POD)
 @click.pass_obj
 def inspect(paths: Paths, pods: tuple[str, ...]) -> None:
     """Show all there is to know about PODS, as a JSON list."""
@@ -258,7 +259,7 @@ def inspect(paths: Paths, pods: tuple[str, ...]) -> None:
 @click.option("-t", "--timestamps", is_flag=True, help="With the time of each line.")
 @click.option("--since", default="", metavar="TIME", help="RFC 3339, or a duration like 5m.")
 @click.option("-c", "--container", default="", metavar="NAME", help="Only this member.")
-@click.argument("name", metavar="POD")
+@click.argument("name", metavar="POD", type=POD)
 @click.pass_obj
 def logs(
     paths: Paths,
@@ -295,7 +296,7 @@ def logs(
 
 @pod.command(epilog="Example: pyrun pod top web")
 @click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table")
-@click.argument("name", metavar="POD")
+@click.argument("name", metavar="POD", type=POD)
 @click.pass_obj
 def top(paths: Paths, name: str, format_: str) -> None:
     """Show the processes of POD: their pids outside and inside."""
@@ -308,7 +309,7 @@ def top(paths: Paths, name: str, format_: str) -> None:
 
 
 @pod.command(epilog="Example: pyrun pod exists web && echo yes")
-@click.argument("name", metavar="POD")
+@click.argument("name", metavar="POD", type=POD)
 @click.pass_obj
 def exists(paths: Paths, name: str) -> None:
     """Exit with 0 where POD exists, with 1 where it does not."""

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pyrun.cli.flags import container_flags, to_options
+from pyrun.cli.named import IMAGE
 from pyrun.cli.output import tell
 from pyrun.container import verbs
 from pyrun.container.attach import launch_attached
@@ -26,7 +27,7 @@ SETTINGS = {"ignore_unknown_options": False, "allow_interspersed_args": False,
 @click.option("-d", "--detach", is_flag=True, help="Leave it in the background; print its id.")
 @click.option("--rm", is_flag=True, help="Remove it when it ends.")
 @container_flags
-@click.argument("image")
+@click.argument("image", type=IMAGE)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def run(paths: Paths, /, image: str, args: tuple[str, ...], detach: bool, **given: Any) -> None:
@@ -56,7 +57,7 @@ def run(paths: Paths, /, image: str, args: tuple[str, ...], detach: bool, **give
 )
 @click.option("--rm", is_flag=True, help="Remove it when it ends.")
 @container_flags
-@click.argument("image")
+@click.argument("image", type=IMAGE)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def create(paths: Paths, /, image: str, args: tuple[str, ...], **given: Any) -> None:
