@@ -41,6 +41,10 @@ COMMANDS = {
 """Every command and where it lives. The help line stands here so that `--help` loads nothing."""
 
 
+class ReaderGone(Exception):
+    """Whoever read our output has gone, as `head` does. Not an error, but not success either."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is called."""
 
@@ -53,6 +57,14 @@ class LazyGroup(click.Group):
         module, attribute, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(f"pyrun.cli.{module}"), attribute)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError as error:  # click would make it exit code 1
+            raise ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -120,8 +132,7 @@ def cli(args: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         print("pyrun: interrupted; what was begun has been undone", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does. Not an error, but not success either.
+    except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
     except OSError as error:
