@@ -13,8 +13,10 @@ from pyrun.container.options import Options, Security, Volume, parse_security
 from pyrun.container.user import Identity
 from pyrun.errors import BadInput
 from pyrun.kernel import caps
-from pyrun.oci import spec
+from pyrun.oci import initplan, spec
 
+MOST_FILES = 524288
+"""Hard limit of open files, as systemd gives it to services; the soft one is 1024."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -147,6 +149,12 @@ def resources(options: Options, cpus: int) -> dict[str, Any]:
 def rlimits(options: Options, host: Host) -> tuple[list[dict[str, Any]], list[str]]:
     """process.rlimits, lowered to what this host lets us set, and a note for each lowered one."""
     result, notes = [], []
+    if not any(kind == "RLIMIT_NOFILE" for kind, _, _ in options.ulimits):
+        # Not the caller's, which differ between shells and services.
+        ceiling = (
+            MOST_FILES if host.can_raise else min(MOST_FILES, host.rlimits["RLIMIT_NOFILE"][1])
+        )
+        result.append({"type": "RLIMIT_NOFILE", "soft": min(1024, ceiling), "hard": ceiling})
     for kind, soft, hard in options.ulimits:
         _, ceiling = host.rlimits[kind]
         if hard > ceiling and not host.can_raise:
@@ -204,7 +212,7 @@ def mount_of(volume: Volume, sources: dict[str, str]) -> dict[str, Any]:
             "source": "tmpfs",
             "options": options,
         }
-    source = volume.source if volume.kind == "bind" else sources[volume.target]
+    source = sources[volume.target] if volume.kind == "volume" else volume.source
     options = ["rbind" if "bind" not in volume.options else "bind"]
     options += [option for option in volume.options if option not in ("bind", "rbind", "rw")]
     return {"destination": volume.target, "type": "bind", "source": source, "options": options}
@@ -262,6 +270,7 @@ def build(
     ]
     linux["cgroupsPath"] = place.cgroup
     linux["sysctl"] = dict(options.sysctls)
+    initplan.check_sysctls(config)
     limits = resources(options, host.cpus)
     rules = linux["resources"]["devices"]
     linux["devices"], extra_rules = device_nodes(options)

@@ -16,7 +16,7 @@ class Volume(NamedTuple):
     """Something mounted into a container.
 
     kind     bind (source is a host path), volume (source is a name, "" for an anonymous one),
-             or tmpfs
+             pod (source is where a volume of its pod is, which the pod makes and checks) or tmpfs
     options  mount options in the runtime specification's words: ro, rslave, size=…
     create   make a missing bind source (a directory), as `-v` does and `--mount` does not
     """

@@ -335,13 +335,16 @@ def make_empty_dir(path: str) -> None:
 
 
 def check_host_path(path: str, kind: str) -> None:
-    """hostPath types as the kubelet checks them. Raises BadInput, makes the OrCreate ones."""
+    """hostPath types as the kubelet checks them. Raises BadInput, makes the OrCreate ones.
+
+    Without a type nothing is checked, and a missing directory is made, as containerd does it.
+    """
     import stat
 
-    if kind == "DirectoryOrCreate":
+    if kind == "DirectoryOrCreate" or (not kind and not os.path.lexists(path)):
         os.makedirs(path, 0o755, exist_ok=True)
     elif kind == "FileOrCreate":
-        os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644))
+        os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))
     tests = {
         "Directory": stat.S_ISDIR,
         "DirectoryOrCreate": stat.S_ISDIR,

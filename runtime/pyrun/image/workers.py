@@ -122,6 +122,7 @@ def _start(job: Job) -> tuple[int, int]:
         if os.getppid() != parent:
             os._exit(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0)
         said = _work(job, writing)
     except PyrunError as error:
@@ -201,7 +202,7 @@ def _show(job: Job, text: bytearray, progress: Progress | None) -> None:
     while text[:1].isdigit() and b"\n" in text:
         line, _, rest = bytes(text).partition(b"\n")
         text[:] = rest
-        if progress:
+        if progress and int(line) < job.place.size:  # all read is not yet all written
             progress(job.label, int(line), job.place.size)
 
 

@@ -127,6 +127,13 @@ class Init:
     def unshare(self, flags: int) -> None:
         process.unshare(flags)
 
+    def new_keyring(self) -> None:
+        try:
+            syscall(const.SYS_keyctl, "keyctl(JOIN_SESSION_KEYRING)", 1, None)
+        except KernelError as error:
+            if error.errno != 38:  # ENOSYS: a kernel without keys has none to leave
+                raise
+
     def sethostname(self, name: str) -> None:
         process.sethostname(name)
 

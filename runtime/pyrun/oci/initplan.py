@@ -112,6 +112,12 @@ def init_plan(
             for path in cgroup_files
         ),
         *namespaces,
+        Step(
+            "new_keyring",
+            why="leave the caller's keys: a session keyring of its own",
+            shell="keyctl new_session",
+            man="keyctl(2)",
+        ),
         *_rootfs(config, rootfs, overlay, seccomp_program),
         *_mounts(config),
         *_devices(config),
@@ -122,7 +128,7 @@ def init_plan(
             shell="pivot_root . . && umount -l .",
             man="pivot_root(2)",
         ),
-        *_sysctls(linux),
+        *_sysctls(config),
         *_closed_doors(config),
         *_process(config["process"], bool(seccomp_program), init),
     ]
@@ -357,7 +363,47 @@ def _terminal(config: dict[str, Any]) -> Plan:
     ]
 
 
-def _sysctls(linux: dict[str, Any]) -> Plan:
+IPC_SYSCTLS = frozenset(
+    "kernel.msgmax kernel.msgmnb kernel.msgmni kernel.sem kernel.shmall kernel.shmmax "
+    "kernel.shmmni kernel.shm_rmid_forced".split()
+)
+
+
+def check_sysctl(key: str, kinds: set[str]) -> None:
+    """Only what belongs to a namespace of the container's own may be set; anything else would be
+    the host's. Raises BadInput. Source: namespaces(7), and which /proc/sys files are per namespace.
+
+    kinds  the namespaces that are not the host's
+    """
+    name = key.replace("/", ".")
+    if name.startswith("net."):
+        needed = "network"
+    elif name in IPC_SYSCTLS or name.startswith("fs.mqueue."):
+        needed = "ipc"
+    elif name == "kernel.domainname":
+        needed = "uts"
+    elif name == "kernel.hostname":
+        raise BadInput("linux.sysctl: kernel.hostname: use the hostname field, --hostname")
+    else:
+        raise BadInput(
+            f"linux.sysctl: {key} is the whole host's: a container must not set it",
+            hint="net.*, fs.mqueue.* and the System V IPC limits belong to namespaces",
+        )
+    if needed not in kinds:
+        raise BadInput(f"linux.sysctl: {key} would change the host's {needed} namespace")
+
+
+def check_sysctls(config: dict[str, Any]) -> None:
+    """check_sysctl for all of a config.json."""
+    linux = config.get("linux", {})
+    kinds = {entry["type"] for entry in linux.get("namespaces", [])}
+    for key in linux.get("sysctl") or {}:
+        check_sysctl(key, kinds)
+
+
+def _sysctls(config: dict[str, Any]) -> Plan:
+    linux = config.get("linux", {})
+    check_sysctls(config)
     return [
         Step(
             "sysctl",

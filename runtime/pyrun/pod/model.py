@@ -29,9 +29,9 @@ HOST_PATH_TYPES = (
     "CharDevice",
     "BlockDevice",
 )
-"""What a hostPath may ask of its path. "" checks nothing; the OrCreate types make an empty
-directory (mode 0755) or an empty file (mode 0644) where nothing is; the others demand that the
-path is there and of that kind."""
+"""What a hostPath may ask of its path. "" checks nothing, but makes a missing directory. The
+OrCreate types make an empty directory (mode 0755) or an empty file (mode 0644) where nothing is;
+the others demand that the path is there and of that kind."""
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 

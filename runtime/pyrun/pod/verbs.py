@@ -167,12 +167,10 @@ def member_options(paths: Paths, spec: PodSpec, container: ContainerSpec) -> Opt
         cpus=None if limits.cpu is None else limits.cpu / 1000,
         volumes=tuple(
             Volume(
-                "bind",
+                "pod",
                 sandbox.volume_path(paths, spec.name, volumes[mount.volume]),
                 mount.path,
                 ("ro",) if mount.read_only else (),
-                # The volume's own step makes and checks it, before any member starts.
-                create=True,
             )
             for mount in container.mounts
         ),
