@@ -152,6 +152,8 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
             man="posix_spawn(3)",
         )
     ]
+    # A step of its own: as a mere parent of the first member's nobody would take it back.
+    plan += cgroup.plan_create(layout, group, {})
     plan += _namespaces(paths, record, run)
     plan += _network(paths, record, facts)
     plan += _files(paths, record, facts, run)

@@ -98,7 +98,6 @@ def init_plan(
     init          keep a small init as pid 1 that forwards signals and reaps
     Raises BadInput for what the specification forbids, Unsupported for what pyrun cannot do.
     """
-    linux = config.get("linux", {})
     flags, namespaces = _namespaces(config)
     plan = [
         *(
