@@ -12,7 +12,6 @@ import os
 from pyrun.cgroup import api as cgroup
 from pyrun.container import record as records_of
 from pyrun.errors import BadInput, Conflict, PyrunError
-from pyrun.explain import steps
 from pyrun.explain.steps import Step
 from pyrun.network import ipam, link, names, node, ports
 from pyrun.store import records
@@ -438,40 +437,6 @@ def lock(paths: Paths, name: str) -> records.Lock:
 def half_made(paths: Paths, name: str) -> dict[str, Any]:
     """A record for taking down what a killed `create` left, where its own record is missing."""
     return {"name": name, "network": "bridge", "ipc": "", "volumes": [], "ports": [], "pod": False}
-
-
-def leave_supervisor_cgroup(layout: cgroup.Layout) -> None:
-    """Step out of the cgroup that is about to be removed: into the top of every hierarchy."""
-    for hierarchy in layout.hierarchies() if layout.systemd else []:
-        file = f"{hierarchy.mount}/{'tasks' if hierarchy.version == 1 else 'cgroup.procs'}"
-        try:
-            with open(file, "w", encoding="ascii") as procs:
-                procs.write("0")
-        except OSError:
-            continue
-
-
-def after_exit(paths: Paths, name: str) -> None:
-    """In the supervisor of a lone container that has ended: take its sandbox down, and remove the
-    container where `--rm` asked for it."""
-    from pyrun.container import lifecycle
-
-    with lock(paths, name):
-        if not os.path.exists(f"{paths.sandbox(name)}/record.json"):
-            return  # removed meanwhile
-        record = records_of.sandbox(paths, name)
-        layout = cgroup.host_layout()
-        leave_supervisor_cgroup(layout)
-        plan: Plan = []
-        members = [records_of.container(paths, member) for member in record["members"]]
-        for member in members:
-            plan += lifecycle.plan_member_down(paths, member, layout)
-        plan += plan_down(paths, record, layout)
-        if any(member["remove"] for member in members):
-            for member in members:
-                plan += lifecycle.plan_forget_container(paths, member)
-            plan += plan_forget_sandbox(paths, record)
-        steps.run(plan)
 
 
 def plan_forget_sandbox(paths: Paths, record: dict[str, Any]) -> Plan:

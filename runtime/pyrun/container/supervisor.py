@@ -224,10 +224,10 @@ class Supervisor:
             member.answer_waiting()
 
     def take_down(self) -> None:
-        from pyrun.container import sandbox
+        from pyrun.container import ending
 
         try:
-            sandbox.after_exit(self.paths, self.name)
+            ending.after_exit(self.paths, self.name)
         except Exception as error:  # `rm` and `start` tidy up what is left
             print(f"taking the sandbox down: {error!r}", file=sys.stderr)
 
