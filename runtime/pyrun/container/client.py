@@ -8,12 +8,11 @@ from __future__ import annotations
 import _socket
 import os
 import struct
-import sys
 
 from pyrun.container import record as records_of
 from pyrun.errors import EXIT_CANNOT_INVOKE, EXIT_NOT_FOUND, KernelError, PyrunError, errno_text
 from pyrun.explain import steps
-from pyrun.kernel import mounts, process
+from pyrun.kernel import process
 from pyrun.store import records
 from pyrun.store.fastjson import dumps, loads
 from pyrun.store.paths import Paths
@@ -107,92 +106,6 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 # steps
-
-CODE = (
-    "import sys; n = int(sys.argv[1]); sys.path[:0] = sys.argv[2:2+n]; "
-    "from pyrun.container.supervisor import main; main(sys.argv[2+n:])"
-)
-
-
-def spawn_supervisor(
-    root: str,
-    run_root: str,
-    name: str,
-    kind: str,
-    cgroup_files: list[str],
-    sockets: list[int],
-    ips: list[str],
-    published: list[list[Any]],
-) -> None:
-    """Execute the supervisor, detached, with a listening socket; it answers from now on."""
-    paths = Paths(root, run_root)
-    run = paths.sandbox_run(name)
-    listener = _socket.socket(1, SEQPACKET)
-    interpreter = os.path.realpath(sys.executable or "/usr/bin/python3")
-    try:
-        image = mounts.read_only_clone(interpreter)
-    except KernelError as error:
-        if error.errno != 38:
-            raise
-        image = os.open(interpreter, os.O_RDONLY | os.O_CLOEXEC)  # before Linux 5.12
-    errors = os.open(
-        f"{run}/supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        with_short_path(f"{run}/socket", listener.bind)
-        listener.listen(128)
-        for fd in (listener.fileno(), *sockets):
-            os.set_inheritable(fd, True)
-        where = [path for path in sys.path if path and os.path.isdir(path)]
-        pid = os.posix_spawn(
-            f"/proc/self/fd/{image}",
-            [
-                sys.executable or interpreter, "-IS", "-c", CODE,
-                str(len(where)), *where,
-                root, run_root, name, str(listener.fileno()), kind, *cgroup_files,
-            ],
-            {"LANG": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, null, 0),
-                (os.POSIX_SPAWN_DUP2, null, 1),
-                (os.POSIX_SPAWN_DUP2, errors, 2),
-            ],
-            setsid=True,
-            setsigmask=[],
-        )  # fmt: skip
-    finally:
-        for fd in (image, errors, null, *sockets):
-            os.close(fd)
-        sockets.clear()
-        listener.close()
-    records.write(
-        f"{run}/state.json",
-        {
-            "boot": records.boot_id(),
-            "supervisor": [pid, process.start_time(pid)],
-            "ips": ips,
-            "ports": published,
-        },
-        durable=False,
-    )
-
-
-def end_supervisor(root: str, run_root: str, name: str) -> None:
-    """Ask the supervisor to go and wait until it has; kill it where it does not listen."""
-    paths = Paths(root, run_root)
-    pid, ticks = records_of.sandbox_state(paths, name).get("supervisor", (0, 0))
-    try:
-        # Ask even where no pid is known: whoever started it may have been killed before it could
-        # write the pid down. Nobody listens any more: the connection is refused.
-        with Connection(paths, name) as connection:
-            connection.send({"do": "quit"})
-            connection.wait_for_end(2.0)
-    except (OSError, PyrunError):
-        pass
-    if process.is_alive(pid, ticks) and not wait_for_end(pid, ticks, 2.0):
-        process.kill_pid(pid, ticks, 9)
-        wait_for_end(pid, ticks, 5.0)
 
 
 def wait_for_end(pid: int, ticks: int, seconds: float) -> bool:

@@ -137,7 +137,7 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
         plan += cgroup.plan_create(layout, own, {})
     plan += [
         Step(
-            "container.client.spawn_supervisor",
+            "container.spawn.spawn_supervisor",
             paths.root,
             paths.run_root,
             name,
@@ -147,7 +147,7 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
             facts.ips,
             [port.as_list() for port in facts.ports],
             why="start the supervisor: it launches the members, keeps output and exit codes",
-            undo=("container.client.end_supervisor", (paths.root, paths.run_root, name)),
+            undo=("container.spawn.end_supervisor", (paths.root, paths.run_root, name)),
             man="posix_spawn(3)",
         )
     ]

@@ -13,6 +13,7 @@ Requests come over a SOCK_SEQPACKET socket, one JSON object a packet; descriptor
     {"do": "attach", "name": N}         → b"W" when output was logged, {"ended": C}, {"exit": C}
     {"do": "wait", "name": N}           → {"exit": C}
     {"do": "forget", "name": N}         → {}         {"do": "quit"} → {}
+    {"do": "sibling", …} + fds          → {"pid": P} from the new supervisor itself
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from pyrun.store.paths import Paths
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+CODE_VERSION = os.stat(__file__).st_mtime_ns
+MOST_FDS = os.sysconf("SC_OPEN_MAX")
 
 
 class Client:
@@ -68,7 +72,7 @@ class Client:
 
     def readable(self) -> None:
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(1 << 17, 256, 0x40000000)
+            data, ancillary, _, _ = self.socket.recvmsg(1 << 17, 1 << 12, 0x40000000)
         except OSError as error:
             if error.errno not in AGAIN:
                 self.close()
@@ -199,6 +203,38 @@ class Supervisor:
         client.send({})
         self.quitting = True
 
+    def do_sibling(self, client: Client, asked: dict[str, Any], fds: list[int]) -> None:
+        """Fork the supervisor of another sandbox. It answers itself, with its pid."""
+        if asked["code"] != CODE_VERSION:
+            raise ValueError("this supervisor runs other code")
+        middle = os.fork()
+        if middle:
+            os.waitpid(middle, 0)
+            return
+        try:
+            os.setsid()
+            if os.fork() == 0:  # an orphan: its parent is whoever adopts, not us
+                self.become_sibling(client, asked["arguments"], fds)
+        finally:
+            os._exit(0)
+
+    def become_sibling(self, client: Client, arguments: list[str], fds: list[int]) -> None:
+        _left_alone.append(self)
+        run = Paths(arguments[0], arguments[1]).sandbox_run(arguments[2])
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        errors = os.open(f"{run}/supervisor.log", flags, 0o600)
+        os.dup2(errors, 2)
+        keep = sorted((*fds, client.socket.fileno()))
+        for low, high in zip((2, *keep), (*keep, MOST_FDS), strict=True):
+            os.closerange(low + 1, high)
+        client.socket.setblocking(True)
+        client.socket.send(dumps({"pid": os.getpid()}).encode())
+        os.close(client.socket.fileno())
+        try:
+            supervise(fds[0], arguments)
+        except BaseException as error:
+            print(f"supervisor: {error!r}", file=sys.stderr, flush=True)
+
     # the end
 
     def settle(self) -> None:
@@ -233,15 +269,27 @@ class Supervisor:
 
 
 def main(argv: list[str]) -> None:
-    """root, run root, sandbox, listener's fd, "lone" or "pod", cgroup.procs files to join."""
-    root, run_root, name, listener, kind, *cgroup_files = argv
+    """The listener's descriptor, then what `supervise` takes."""
+    import gc
+
+    prctl(const.PR_SET_DUMPABLE, 0)
+    # What is loaded now is shared with the supervisors forked later: the collector shall not
+    # touch it, for touching is copying.
+    gc.collect()
+    gc.freeze()
+    supervise(int(argv[0]), argv[1:])
+
+
+def supervise(listener: int, arguments: list[str]) -> None:
+    """Be a supervisor: root, run root, sandbox, "lone" or "pod", cgroup.procs files to join."""
+    root, run_root, name, kind, *cgroup_files = arguments
     for path in cgroup_files:
         with open(path, "w", encoding="ascii") as file:
             file.write("0")
     process.set_name(f"pyrun:{name}")
-    prctl(const.PR_SET_DUMPABLE, 0)
-    import gc
+    Supervisor(Paths(root, run_root), name, listener, kind == "lone").run()
 
-    gc.collect()
-    gc.freeze()
-    Supervisor(Paths(root, run_root), name, int(listener), kind == "lone").run()
+
+_left_alone: list[object] = []
+"""What a forked supervisor has inherited. Kept, because freeing a socket object would close its
+descriptor's number, which is another file's by then."""

@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 from pyrun.cgroup import api as cgroup
-from pyrun.container import client, lifecycle, sandbox
+from pyrun.container import client, lifecycle, sandbox, spawn
 from pyrun.container import config as configs
 from pyrun.container import record as records_of
 from pyrun.container.options import Options, parse_security
@@ -394,7 +394,7 @@ def clear(paths: Paths, sandbox_: dict[str, Any], layout: cgroup.Layout) -> None
     plan: Plan = []
     for member in records_of.members(paths, sandbox_["name"]):
         plan += lifecycle.plan_member_down(paths, member, layout)
-    client.end_supervisor(paths.root, paths.run_root, sandbox_["name"])
+    spawn.end_supervisor(paths.root, paths.run_root, sandbox_["name"])
     steps.run(plan + sandbox.plan_down(paths, sandbox_, layout))
 
 
@@ -491,7 +491,7 @@ def remove(paths: Paths, name: str, *, force: bool = False) -> None:
         else:
             sandbox_ = records.read(f"{paths.sandbox(sandbox_name)}/record.json")
             down = sandbox_ or sandbox.half_made(paths, sandbox_name)
-            client.end_supervisor(paths.root, paths.run_root, sandbox_name)
+            spawn.end_supervisor(paths.root, paths.run_root, sandbox_name)
             plan += sandbox.plan_down(paths, down, layout)
         plan += lifecycle.plan_forget_container(paths, record)
         if not record["pod"]:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-CHUNK = 1 << 17
-"""Large enough that handing a chunk over costs nothing, small enough to stay in the cache."""
+CHUNK = 1 << 18
+"""Measured: below, handing chunks from thread to thread is felt; above, the caches miss."""
 QUEUE = 16
 
 GZIP = b"\x1f\x8b"

@@ -11,6 +11,7 @@ Format: POSIX pax(1), GNU tar manual "Tar Internals". Nothing is written here: s
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from pyrun.errors import BadInput
 
@@ -347,6 +348,7 @@ def _check_sum(block: bytes, field: bytes) -> None:
         raise BadInput("a header whose checksum is wrong: not a tar, or damaged")
 
 
+@lru_cache(4096)  # the same modes, owners and times come again and again
 def _number(field: bytes) -> int:
     """Octal text, or GNU's base-256: the first bit set, then a big-endian two's complement."""
     if field[0] & 0x80:

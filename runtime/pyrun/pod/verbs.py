@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from pyrun.cgroup import api as cgroup
-from pyrun.container import client, lifecycle, sandbox
+from pyrun.container import client, lifecycle, sandbox, spawn
 from pyrun.container import config as configs
 from pyrun.container import record as records_of
 from pyrun.container import verbs as container_verbs
@@ -308,7 +308,7 @@ def remove(paths: Paths, name: str, *, force: bool = False) -> None:
                 hint=f"`pyrun pod stop {name}` ends them, or `pyrun pod rm -f {name}`",
             )
         layout = cgroup.host_layout()
-        client.end_supervisor(paths.root, paths.run_root, name)  # first: it launches no more
+        spawn.end_supervisor(paths.root, paths.run_root, name)  # first: it launches no more
         cgroup.kill(layout, sandbox.cgroup_path(paths, layout, name))
         for member in running:
             status = records_of.status(paths, member)
