@@ -118,7 +118,9 @@ def cli(args: list[str] | None = None) -> None:
     def terminated(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup(1) has it ignored; that stays
+            signal.signal(number, terminated)
     try:
         sys.exit(root.main(args, prog_name="pyrun", standalone_mode=False) or 0)
     except click.exceptions.Exit as exit_:
