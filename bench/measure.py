@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 
 Case = Callable[[], float]
@@ -94,7 +94,7 @@ def progress(text: str) -> None:
 
 def alternate(
     title: str,
-    cases: dict[str, Case],
+    cases: Mapping[str, Case],
     rounds: int,
     targets: dict[str, float] | None = None,
     *,

@@ -15,12 +15,14 @@ Engine = Callable[[Engines, str], float]
 
 
 def manifest(name: str) -> str:
+    """A Kubernetes Pod. Always, the default, would make podman restart what it removes."""
     command = ", ".join(f'"{word}"' for word in SLEEP)
     members = "".join(
-        f"  - name: c{number}\n    image: {IMAGE}\n    command: [{command}]\n"
+        f"    - name: c{number}\n      image: {IMAGE}\n      command: [{command}]\n"
         for number in range(MEMBERS)
     )
-    return f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  restartPolicy: Never\n  containers:\n{members}"
+    head = f"apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n"
+    return f"{head}spec:\n  restartPolicy: Never\n  containers:\n{members}"
 
 
 def pyrun_flags(engines: Engines, name: str) -> float:
