@@ -199,6 +199,11 @@ def supervisor_alive(paths: Paths, name: str) -> bool:
     return bool(state) and process.is_alive(*state.get("supervisor", (0, 0)))
 
 
+def is_up(paths: Paths, name: str) -> bool:
+    """Whether all of a sandbox is there: its supervisor lives, and what made it came to its end."""
+    return os.path.exists(f"{paths.sandbox_run(name)}/up") and supervisor_alive(paths, name)
+
+
 # changing
 
 

@@ -157,6 +157,15 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
     plan += _network(paths, record, facts)
     plan += _files(paths, record, facts, run)
     plan += _volumes(paths, record)
+    plan.append(
+        Step(
+            "kernel.files.write",
+            f"{run}/up",
+            "",
+            why="note that the sandbox is whole: members may be launched in it",
+            shell=f"touch {run}/up",
+        )
+    )
     return plan
 
 
@@ -471,5 +480,5 @@ def check_name_free(paths: Paths, name: str) -> None:
 
 
 def require_up(paths: Paths, name: str) -> None:
-    if not records_of.supervisor_alive(paths, name):
+    if not records_of.is_up(paths, name):
         raise PyrunError(f"pod {name} is not running", hint=f"`pyrun pod start {name}` starts it")

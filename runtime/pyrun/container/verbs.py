@@ -370,7 +370,7 @@ def start(paths: Paths, name: str, attach: Attach | None = None) -> int | None:
     launch = lifecycle.plan_launch(paths, sandbox_["name"], [name] if attach is None else [])
     with sandbox.lock(paths, sandbox_["name"]):
         facts = sandbox.Facts(cgroup.host_layout())
-        if records_of.supervisor_alive(paths, sandbox_["name"]):
+        if records_of.is_up(paths, sandbox_["name"]):
             up = lifecycle.plan_member_down(paths, record, facts.layout)
         elif sandbox_["pod"]:
             raise PyrunError(

@@ -206,7 +206,7 @@ def pods(paths: Paths) -> list[dict[str, Any]]:
 def state(paths: Paths, record: dict[str, Any]) -> str:
     """Created (no members yet or none started), Running, Degraded (some ended), Exited."""
     words = [records_of.status(paths, member).word for member in record["members"]]
-    up = records_of.supervisor_alive(paths, record["name"])
+    up = records_of.is_up(paths, record["name"])
     if words and all(word in ("running", "paused") for word in words):
         return "Running" if up else "Unsupervised"
     if any(word in ("running", "paused") for word in words):
@@ -222,7 +222,7 @@ def start(paths: Paths, name: str) -> None:
     store = ImageStore(paths)
     with sandbox.lock(paths, name):
         layout = cgroup.host_layout()
-        up = records_of.supervisor_alive(paths, name)
+        up = records_of.is_up(paths, name)
         idle = [
             member
             for member in records_of.members(paths, name)
