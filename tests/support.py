@@ -164,8 +164,9 @@ class Node:
         return next(pid for pid in pids if int(status_of(pid)["PPid"]) not in pids)
 
     def supervisor(self, name: str) -> int:
-        """The pid of a sandbox's supervisor, found by its command line."""
-        return next(pid for pid, words in self.processes() if name in words[-6:])
+        """The pid of a sandbox's supervisor, found by the name it has given itself."""
+        wanted = f"pyrun:{name}"[:15]
+        return next(p for p, _ in self.processes() if read(f"/proc/{p}/comm").strip() == wanted)
 
     def processes(self) -> Iterator[tuple[int, list[str]]]:
         """Supervisors and CLIs of this node: (pid, command line)."""
