@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support import DEADLINE, Node, namespace, read, reaped, status_of, wait_until
 
 

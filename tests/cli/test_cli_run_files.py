@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from support import Node, read, running
 
 
@@ -67,7 +68,8 @@ def test_a_directory_and_a_file_as_volumes(pyrun: Node, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     (tmp_path / "file").write_text("from the host\n")
     out = pyrun.out("run", "--rm", "-v", f"{tmp_path}/dir:/a/b", "-v", f"{tmp_path}/file:/c",
-                    "busybox", "sh", "-c", "echo in > /a/b/new; cat /c; echo more >> /c")  # fmt: skip
+                    "busybox", "sh", "-c",
+                    "echo in > /a/b/new; cat /c; echo more >> /c")  # fmt: skip
     assert out == "from the host"
     assert (tmp_path / "dir/new").read_text() == "in\n"
     assert (tmp_path / "file").read_text() == "from the host\nmore\n"
@@ -190,8 +192,10 @@ def test_masked_paths_show_nothing(pyrun: Node) -> None:
 
 def test_read_only_paths_refuse_a_write(pyrun: Node) -> None:
     name = pyrun.start("busybox", "sleep", "100")
-    for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper",
-                 "/proc/sys/net/ipv4/ip_forward"):  # fmt: skip
+    for path in (
+        "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/sys/net/ipv4/ip_forward",
+        "/sys/kernel/uevent_helper",
+    ):  # fmt: skip
         if os.path.exists(path):
             done = pyrun("exec", name, "sh", "-c", f"echo x > {path}", check=False)
             assert "Read-only file system" in done.stderr, path

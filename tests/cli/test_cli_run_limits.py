@@ -7,6 +7,7 @@ import os
 import resource
 
 import pytest
+
 from support import Node, read, status_of
 
 
