@@ -14,6 +14,7 @@ from pyrun.cli.named import POD
 from pyrun.cli.output import tell
 from pyrun.container import record as records_of
 from pyrun.container.options import parse_pair, parse_signal, parse_size
+from pyrun.container.verbs import parse_host
 from pyrun.errors import BadInput, NotFound, PyrunError
 from pyrun.pod import verbs
 from pyrun.pod.model import ContainerSpec, HostAlias, PodSpec
@@ -88,9 +89,15 @@ def from_flags(given: dict[str, Any]) -> PodSpec:
     """The PodSpec that the flags describe. Raises BadInput."""
     members: list[ContainerSpec] = []
     for text in given["containers"]:
-        words = shlex.split(text)
-        if not words:
-            raise BadInput("--container: name an image", hint="--container 'busybox sleep 1000'")
+        try:
+            words = shlex.split(text)
+        except ValueError as error:  # an open quotation
+            raise BadInput(f"--container: {text!r}: {error}") from None
+        if not words or words[0].startswith("="):
+            raise BadInput(
+                f"--container: {text!r} names no {'member' if words else 'image'}",
+                hint="--container 'busybox sleep 1000'",
+            )
         name, equals, image = words[0].partition("=")
         if not equals:
             image = words[0]
@@ -103,18 +110,13 @@ def from_flags(given: dict[str, Any]) -> PodSpec:
         elif any(member.name == name for member in members):
             raise BadInput(f"--container: two members are called {name!r}")
         members.append(ContainerSpec(name=name, image=image, args=tuple(words[1:])))
-    aliases = []
-    for entry in given["add_host"]:
-        host, colon, address = entry.partition(":")
-        if not colon:
-            raise BadInput(f"--add-host: {entry!r} is not NAME:ADDRESS")
-        aliases.append(HostAlias(address.strip("[]"), (host,)))
+    hosts = [parse_host(entry) for entry in given["add_host"]]
     return PodSpec(
         name=given["name"] or records_of.random_name(),
         hostname=given["hostname"],
         containers=tuple(members),
         labels=tuple(parse_pair(label, "--label") for label in given["label"]),
-        host_aliases=tuple(aliases),
+        host_aliases=tuple(HostAlias(address, (name,)) for address, name in hosts),
         grace_seconds=10,
     )
 

@@ -94,12 +94,9 @@ def sandbox_record(name: str, options: Options, *, pod: bool = False) -> dict[st
     from pyrun.network import ports
 
     published = [port.as_list() for text in options.publish for port in ports.parse_publish(text)]
-    hosts = []
-    for entry in options.add_hosts:
-        host, colon, address = entry.partition(":")
-        if not colon:
-            raise BadInput(f"--add-host: {entry!r} is not NAME:ADDRESS")
-        hosts.append([address.strip("[]"), host])
+    check_hostname(options.hostname)
+    for server in options.dns:
+        check_address("--dns", server)
     return {
         "name": name,
         "id": records_of.new_id(),
@@ -111,11 +108,41 @@ def sandbox_record(name: str, options: Options, *, pod: bool = False) -> dict[st
         "ipc": options.ipc,
         "shm_size": options.shm_size,
         "ports": published,
-        "hosts": hosts,
+        "hosts": [parse_host(entry) for entry in options.add_hosts],
         "dns": list(options.dns),
         "volumes": [],
         "members": [],
     }
+
+
+def check_hostname(name: str) -> None:
+    """hostname(7), and not longer than the kernel takes it. Raises BadInput."""
+    if len(name) > 64:
+        raise BadInput(f"--hostname: {name!r} is longer than 64 characters")
+    if not set(name) <= records_of.NAME_LETTERS or name[:1] in ("-", "."):
+        raise BadInput(
+            f"--hostname: {name!r} cannot be a hostname",
+            hint="letters, digits, `-` and `.`, beginning with a letter or digit",
+        )
+
+
+def check_address(flag: str, text: str) -> None:
+    from pyrun.network.address import to_bytes
+
+    try:
+        to_bytes(text)
+    except BadInput as error:
+        raise BadInput(f"{flag}: {error.message}") from None
+
+
+def parse_host(entry: str) -> list[str]:
+    """`--add-host NAME:ADDRESS` as [address, name]. Raises BadInput."""
+    host, colon, address = entry.partition(":")
+    address = address.removeprefix("[").removesuffix("]")
+    if not colon or not host or not set(host) <= records_of.NAME_LETTERS:
+        raise BadInput(f"--add-host: {entry!r} is not NAME:ADDRESS")
+    check_address("--add-host", address)
+    return [address, host]
 
 
 def draft(
@@ -133,8 +160,6 @@ def draft(
     id_ = records_of.new_id()
     if not sandbox_["hostname"]:
         sandbox_["hostname"] = os.uname().nodename if options.network == "host" else id_[:12]
-    if len(sandbox_["hostname"]) > 64:
-        raise BadInput(f"--hostname: {sandbox_['hostname']!r} is longer than 64 characters")
     sources, directories = volume_sources(paths, name, options)
     place = configs.Place(
         namespaces=namespaces(paths, options, sandbox_),

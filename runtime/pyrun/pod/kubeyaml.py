@@ -38,7 +38,7 @@ def load(source: str) -> model.PodSpec:
                 data = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise BadInput(f"cannot read the Pod file {shown(source)}: {reason}") from None
+        raise BadInput(f"cannot read the Pod file {source!r}: {reason}") from None
     try:
         return parse(data.decode("utf-8-sig"), name)
     except UnicodeDecodeError as error:
