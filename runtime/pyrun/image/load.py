@@ -18,6 +18,7 @@ from pyrun.errors import BadInput, PyrunError
 from pyrun.image import manifest, reference, settle, workers
 from pyrun.image.archive import STDIN, Input, Place, open_input, read_json
 from pyrun.image.blame import Blame
+from pyrun.image.heal import content_size
 from pyrun.image.remove import bury, remove_dead
 from pyrun.image.store import EMPTY, OPAQUE, Image
 from pyrun.image.work import Work
@@ -50,7 +51,7 @@ class Layer:
 class Candidate:
     """An image of the archive before it is in the store. `manifest` is empty until it is made."""
 
-    __slots__ = ("config", "config_bytes", "keys", "layers", "manifest", "names", "size")
+    __slots__ = ("config", "config_bytes", "keys", "layers", "manifest", "names", "sizes")
 
     def __init__(
         self, config: dict[str, Any], config_bytes: bytes, layers: list[Layer], names: list[str]
@@ -61,7 +62,11 @@ class Candidate:
         self.names = names
         self.manifest = b""
         self.keys: list[str] = []
-        self.size = 0
+        self.sizes: list[int] = []
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
 
     @property
     def id(self) -> str:
@@ -108,7 +113,7 @@ def put(
         stage.unpack(candidates)
         for candidate in candidates:
             candidate.complete()
-            candidate.keys, candidate.size = [], 0
+            candidate.keys, candidate.sizes = [], []
             stage.settle(candidate)
         try:
             return stage.publish(candidates)
@@ -351,7 +356,7 @@ class Stage:
             chain = layer.diff_id if not chain else digest_of(f"{chain} {layer.diff_id}".encode())
             key, facts = self._snapshot(layer, f"{key_of(chain)}-chain", lowers)
             candidate.keys.append(key)
-            candidate.size += facts["size"]
+            candidate.sizes.append(facts["size"])
             rootfs = self._new[key][0] if key in self._new else self.store.rootfs(key)
             lowers = [rootfs, *([] if facts["opaque_root"] else lowers)]
 
@@ -380,6 +385,7 @@ class Stage:
         del self._fresh[layer.diff_id]
         with Blame(f"layer {layer.digest[:19]}"):
             settle.apply(rootfs, lowers, changes)
+        facts = result.facts = {**facts, "size": content_size(rootfs)}
         self._new[chained + suffix] = (rootfs, result)
         return chained + suffix, facts
 
@@ -482,6 +488,9 @@ def record_of(candidate: Candidate) -> dict[str, Any]:
         "layers": candidate.keys,
         "blobs": [layer.digest for layer in candidate.layers],
         "size": candidate.size,
+        "layer_sizes": candidate.sizes,
+        "blob_sizes": [layer.size for layer in candidate.layers],
+        "boot": records.boot_id(),
     }
 
 

@@ -102,6 +102,10 @@ def bury(store: ImageStore) -> list[str]:
         for name in _list(f"{store.paths.images}/blobs/{algorithm}"):
             if f"{algorithm}:{name}" not in blobs:
                 os.unlink(f"{store.paths.images}/blobs/{algorithm}/{name}")
+    for folder in (store.paths.images, f"{store.paths.images}/records"):
+        for name in _list(folder):
+            if name.endswith(".tmp"):  # a record whose writer was killed: they hold this lock
+                os.unlink(f"{folder}/{name}")
     dead = []
     for key in _list(store.paths.layers):
         if key in layers:

@@ -86,6 +86,11 @@ class ImageStore:
                 f"no image {ref!r} here",
                 hint="`pyrun image ls` lists what is here; `pyrun image load` brings more",
             )
+        if record.get("boot") and record["boot"] != records.boot_id():
+            from pyrun.image.heal import heal
+
+            with self.lock():
+                record = heal(self, image_id)
         return Image(record, [name for name, owner in names.items() if owner == image_id])
 
     def _find(self, ref: str, names: dict[str, str]) -> str:

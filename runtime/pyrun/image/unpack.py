@@ -22,6 +22,7 @@ from pyrun.errors import BadInput, KernelError, errno_text
 from pyrun.explain.steps import likely_cause
 from pyrun.image import tar
 from pyrun.image.blame import prefix
+from pyrun.image.heal import content_size
 from pyrun.image.stream import write_all
 from pyrun.kernel import const
 from pyrun.kernel.files import open_in_root, remove_tree
@@ -325,11 +326,14 @@ class Unpacker:
         """Make room for an entry whose name is taken. The later entry of a name counts."""
         old = os.lstat(_at(parent, name))
         if stat.S_ISDIR(old.st_mode):
+            self.facts.size -= content_size(os.fsdecode(_at(parent, name)))
             remove_tree(os.fsdecode(_at(parent, name)))
             for known in (self._times, self.facts.implicit, self.facts.whiteout_dirs):
                 for below in [p for p in known if p == path or p.startswith(path + b"/")]:
                     del known[below]
         else:
+            if stat.S_ISREG(old.st_mode) and old.st_nlink == 1:
+                self.facts.size -= old.st_size
             os.unlink(name, dir_fd=parent)
             if is_whiteout(old) and entry.kind == tar.DIRECTORY:
                 os.mkdir(name, 0o700, dir_fd=parent)

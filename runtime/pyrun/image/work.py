@@ -4,6 +4,9 @@ Each has a file that its maker holds locked with flock(2). The kernel drops the 
 process that has it dies, however it dies; so a directory whose lock is free is rubbish, and the
 next one who works here removes it. It lies on the store's own file system, since rename(2) cannot
 cross to another.
+
+Whoever begins work also tidies up: what killed commands left here, images that a power cut damaged,
+blobs and snapshots that no image mentions.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from pyrun.image.heal import heal_all
+from pyrun.image.remove import bury, remove_dead
 from pyrun.kernel.files import remove_tree
 
 TYPE_CHECKING = False
@@ -31,10 +36,13 @@ class Work:
         os.makedirs(base, 0o700, exist_ok=True)
         with self.store.lock():  # nobody may clear a directory that is not locked yet
             clear(base)
+            heal_all(self.store)
+            dead = bury(self.store)
             self.path = f"{base}/{os.getpid()}-{os.urandom(4).hex()}"
             os.mkdir(self.path, 0o700)
             self._lock = os.open(f"{self.path}/lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
+        remove_dead(dead)
         return self
 
     def __exit__(self, *_: object) -> None:
