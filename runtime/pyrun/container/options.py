@@ -96,17 +96,12 @@ def parse_size(text: str, what: str = "size") -> int:
     number = text.strip().lower().removesuffix("ib").removesuffix("b") or text
     unit = number[-1:] if number[-1:].isalpha() else ""
     digits = number[: len(number) - len(unit)]
-    try:
-        if unit not in UNITS:
-            raise ValueError
-        value = float(digits) * UNITS[unit]
-    except ValueError:
+    # Plain digits only: float() would also take "nan", "1e9" and "inf".
+    if unit not in UNITS or not digits.replace(".", "", 1).isdecimal() or len(digits) > 20:
         raise BadInput(
             f"{what}: {text!r} is not a size", hint="write it like 64m, 1.5g or 1048576"
-        ) from None
-    if value < 0:
-        raise BadInput(f"{what}: {text!r} is negative")
-    return int(value)
+        )
+    return int(float(digits) * UNITS[unit])
 
 
 def parse_env(entries: list[str], environ: dict[str, str]) -> tuple[str, ...]:
@@ -140,6 +135,8 @@ def parse_volume(text: str) -> Volume:
         source, target, words = "", parts[0], ""
     elif len(parts) in (2, 3):
         source, target, words = [*parts, ""][:3]
+        if not source:
+            raise BadInput(f"--volume: {text!r} has no source", hint="SOURCE:TARGET[:OPTIONS]")
     else:
         raise BadInput(f"--volume: {text!r} has too many colons", hint="SOURCE:TARGET[:OPTIONS]")
     check_target(target, f"--volume {text!r}")
