@@ -14,8 +14,8 @@ from pyrun.errors import BadInput, KernelError, NotFound
 from pyrun.image import tar
 from pyrun.image.blame import prefix
 from pyrun.image.manifest import LARGEST
+from pyrun.image.names import clean
 from pyrun.image.stream import CHUNK, Source, decompress, write_all
-from pyrun.image.unpack import clean
 from pyrun.kernel.files import open_in_root
 
 TYPE_CHECKING = False

@@ -14,7 +14,8 @@ from pyrun.errors import BadInput
 from pyrun.image import manifest, reference
 from pyrun.image.archive import STDIN, Place, open_file
 from pyrun.image.blame import Blame
-from pyrun.image.load import Candidate, Layer, put
+from pyrun.image.candidate import Candidate, Layer
+from pyrun.image.stage import put
 from pyrun.image.stream import CHUNK, write_all
 from pyrun.image.work import Work
 from pyrun.store import fastjson

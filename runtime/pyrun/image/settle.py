@@ -21,7 +21,7 @@ import os
 import stat
 
 from pyrun.errors import BadInput, KernelError
-from pyrun.image.unpack import OPAQUE_XATTR, is_whiteout, remove_whiteouts
+from pyrun.image.attributes import OPAQUE_XATTR, is_whiteout, remove_whiteouts
 from pyrun.kernel import const
 from pyrun.kernel.files import open_in_root
 

@@ -21,8 +21,17 @@ import stat
 from pyrun.errors import BadInput, KernelError, errno_text
 from pyrun.explain.steps import likely_cause
 from pyrun.image import tar
+from pyrun.image.attributes import (
+    OPAQUE_XATTR,
+    is_whiteout,
+    path_at,
+    remove_whiteouts,
+    set_xattrs,
+    write_sparse,
+)
 from pyrun.image.blame import prefix
 from pyrun.image.heal import content_size
+from pyrun.image.names import clean
 from pyrun.image.stream import write_all
 from pyrun.kernel import const
 from pyrun.kernel.files import open_in_root, remove_tree
@@ -34,7 +43,6 @@ if TYPE_CHECKING:
 WHITEOUT = b".wh."
 OPAQUE_MARK = b".wh..wh..opq"
 AUFS_MARK = b".wh..wh."
-OPAQUE_XATTR = "trusted.overlay.opaque"
 
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,7 +52,6 @@ MOST_OPEN = 200
 MOST_LINKS = 40
 
 EEXIST, ENOENT, ENOTDIR = 17, 2, 20
-XATTR_SPACES = (b"user.", b"security.", b"trusted.", b"system.")
 
 
 class Facts:
@@ -182,14 +189,14 @@ class Unpacker:
                 for piece in reader.content():
                     write_all(fd, piece)
             else:
-                _write_sparse(fd, entry, reader)
+                write_sparse(fd, entry, reader)
             self.facts.size += entry.size
             if entry.uid or entry.gid:
                 os.fchown(fd, entry.uid, entry.gid)
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)
             if entry.xattrs:
-                _set_xattrs(fd, entry.xattrs, follow=True)
+                set_xattrs(fd, entry.xattrs, follow=True)
             atime = entry.mtime if entry.atime is None else entry.atime
             os.utime(fd, ns=(atime, entry.mtime))
         finally:
@@ -201,10 +208,10 @@ class Unpacker:
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(_at(parent, name)).st_mode):
+            if not stat.S_ISDIR(os.lstat(path_at(parent, name)).st_mode):
                 raise
         self.facts.implicit.pop(path, None)
-        self._directory_attributes(entry, _at(parent, name), path)
+        self._directory_attributes(entry, path_at(parent, name), path)
 
     def _root(self, entry: tar.Entry) -> None:
         self.facts.implicit.pop(b"", None)
@@ -214,7 +221,7 @@ class Unpacker:
         os.chown(at, entry.uid, entry.gid, follow_symlinks=False)
         os.chmod(at, entry.mode)
         if entry.xattrs:
-            _set_xattrs(at, entry.xattrs, follow=False)
+            set_xattrs(at, entry.xattrs, follow=False)
         self._times[path] = (entry.mtime if entry.atime is None else entry.atime, entry.mtime)
 
     def _hard_link(
@@ -230,14 +237,14 @@ class Unpacker:
             source = self._parents.get(head)
             if source is None:
                 source = self._open(head)
-            found = os.lstat(_at(source, last))
+            found = os.lstat(path_at(source, last))
             if stat.S_ISDIR(found.st_mode) or is_whiteout(found):
                 raise BadInput(f"a hard link to {os.fsdecode(target)!r}, which is no file")
             os.link(last, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except OSError as error:
             if error.errno not in (ENOENT, ENOTDIR):
                 raise
-            if os.path.lexists(_at(parent, name)):
+            if os.path.lexists(path_at(parent, name)):
                 raise FileExistsError(EEXIST, "") from None
             self.facts.links.append((self._real(parent, name), target))
 
@@ -268,7 +275,7 @@ class Unpacker:
         if entry.mode & 0o7000 and entry.kind != tar.SYMLINK:
             os.chmod(name, entry.mode, dir_fd=parent)
         if entry.xattrs:
-            _set_xattrs(_at(parent, name), entry.xattrs, follow=False)
+            set_xattrs(path_at(parent, name), entry.xattrs, follow=False)
         atime = entry.mtime if entry.atime is None else entry.atime
         os.utime(name, ns=(atime, entry.mtime), dir_fd=parent, follow_symlinks=False)
 
@@ -291,7 +298,7 @@ class Unpacker:
         except FileExistsError:
             # A whiteout speaks of the layers below only. What this layer itself has under the
             # name stays: a file hides the lower one anyway, a directory must not be merged.
-            if stat.S_ISDIR(os.lstat(_at(parent, hidden)).st_mode):
+            if stat.S_ISDIR(os.lstat(path_at(parent, hidden)).st_mode):
                 self._make_opaque(path)
 
     def _make_opaque(self, path: bytes) -> None:
@@ -324,10 +331,10 @@ class Unpacker:
 
     def _replace(self, parent: int, name: bytes, path: bytes, entry: tar.Entry) -> None:
         """Make room for an entry whose name is taken. The later entry of a name counts."""
-        old = os.lstat(_at(parent, name))
+        old = os.lstat(path_at(parent, name))
         if stat.S_ISDIR(old.st_mode):
-            self.facts.size -= content_size(os.fsdecode(_at(parent, name)))
-            remove_tree(os.fsdecode(_at(parent, name)))
+            self.facts.size -= content_size(os.fsdecode(path_at(parent, name)))
+            remove_tree(os.fsdecode(path_at(parent, name)))
             for known in (self._times, self.facts.implicit, self.facts.whiteout_dirs):
                 for below in [p for p in known if p == path or p.startswith(path + b"/")]:
                     del known[below]
@@ -337,7 +344,7 @@ class Unpacker:
             os.unlink(name, dir_fd=parent)
             if is_whiteout(old) and entry.kind == tar.DIRECTORY:
                 os.mkdir(name, 0o700, dir_fd=parent)
-                os.setxattr(_at(parent, name), OPAQUE_XATTR, b"y")
+                os.setxattr(path_at(parent, name), OPAQUE_XATTR, b"y")
                 self._opaque.add(path)
         self.forget()
 
@@ -376,7 +383,7 @@ class Unpacker:
             if part.startswith(WHITEOUT):
                 raise BadInput("a name below a whiteout")
             real = b"/".join([*here, part])
-            at = _at(self._open(b"/".join(here)), part)
+            at = path_at(self._open(b"/".join(here)), part)
             try:
                 found = os.lstat(at)
             except FileNotFoundError:
@@ -410,77 +417,3 @@ class Unpacker:
         os.mkdir(at, 0o755)
         self.facts.implicit[real] = None
         self._times[real] = (0, 0)
-
-
-def clean(name: bytes) -> bytes:
-    """`./usr//bin/x/` → `usr/bin/x`; the root is empty. Raises BadInput for a name that leaves it.
-
-    A leading slash means the layer's root: it is what the name is below in the container too.
-    """
-    if name.startswith(b"./"):
-        name = name[2:]
-    name = name.strip(b"/")
-    if (
-        b".." in name
-        or b"//" in name
-        or b"/./" in name
-        or name[:2] in (b".", b"./")
-        or (name.endswith(b"/."))
-    ):
-        parts: list[bytes] = []
-        for part in name.split(b"/"):
-            if part == b"..":
-                if not parts:
-                    raise BadInput("the name leaves the root directory of the layer")
-                parts.pop()
-            elif part not in (b"", b"."):
-                parts.append(part)
-        name = b"/".join(parts)
-    if b"\0" in name:
-        raise BadInput("a name with a NUL in it")
-    return name
-
-
-def is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
-
-
-def remove_whiteouts(directory: int) -> None:
-    """Unlink every whiteout in the directory descriptor `directory`."""
-    for name in os.listdir(directory):
-        if is_whiteout(os.stat(name, dir_fd=directory, follow_symlinks=False)):
-            os.unlink(name, dir_fd=directory)
-
-
-def _at(parent: int, name: bytes) -> bytes:
-    """A path for the calls that take no directory descriptor (lsetxattr has no *at form)."""
-    return b"/proc/self/fd/%d/%s" % (parent, name)
-
-
-def _write_sparse(fd: int, entry: tar.Entry, reader: tar.Reader) -> None:
-    """Seek over the holes; the file's length says that there is one at the end."""
-    segments = iter(entry.segments or ())
-    left = 0
-    for piece in reader.content():
-        while piece:
-            while not left:
-                offset, left = next(segments)
-                os.lseek(fd, offset, os.SEEK_SET)
-            write_all(fd, piece[:left])
-            taken = min(left, len(piece))
-            left -= taken
-            piece = piece[taken:]
-    os.ftruncate(fd, entry.size)
-
-
-def _set_xattrs(where: int | bytes, xattrs: dict[bytes, bytes], *, follow: bool) -> None:
-    for name, value in xattrs.items():
-        # trusted.overlay.* would be orders to this host's overlayfs, not content of the image.
-        # Names outside Linux's four name spaces come from other systems (com.apple.…).
-        if name.startswith(b"trusted.overlay.") or not name.startswith(XATTR_SPACES):
-            continue
-        try:
-            os.setxattr(where, name, value, follow_symlinks=follow)
-        except OSError as error:
-            text = os.fsdecode(name)
-            raise KernelError(error.errno or 0, f"setxattr({text}, {len(value)} bytes)") from None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from imagebuild import Tar, header, number, pax_records
 from pyrun.errors import BadInput
 from pyrun.image import tar
-from pyrun.image.unpack import clean
+from pyrun.image.names import clean
 
 
 def read(data: bytes, chunk: int = 1 << 16) -> list[tuple[tar.Entry, bytes]]:
