@@ -118,7 +118,7 @@ def attach(paths: Paths, name: str, *, stdin: bool) -> int:
     records_of.require_running(paths, name)
     reader = LogReader(paths.container(name), at_end=True)
     with Connection(paths, record["sandbox"]) as connection:
-        connection.send({"do": "attach", "name": name})
+        connection.send({"do": "attach", "name": name, "patient": True})
         return Session(
             connection, reader, signaller(paths, name), tty=record["tty"], stdin=stdin
         ).run()
@@ -186,7 +186,9 @@ class Session:
             raise PyrunError("the supervisor ended; the container's exit code is not known")
         self.drain()
         if isinstance(answer, dict):
-            if "ended" in answer:
+            if "rotation" in answer:
+                self.connection.send(b"A")
+            elif "ended" in answer:
                 self.connection.send(b"D")
             elif "exit" in answer:
                 return int(answer["exit"])

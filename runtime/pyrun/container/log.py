@@ -41,8 +41,11 @@ class LogWriter:
     def close(self) -> None:
         os.close(self.fd)
 
-    def append(self, stream: bytes, data: bytes) -> bool:
-        """Write `data` of `stream` (b"stdout" or b"stderr"). False where the disk is full."""
+    def append(self, stream: bytes, data: bytes, *, rotate: bool = True) -> bool:
+        """Write `data` of `stream` (b"stdout" or b"stderr"). False where the disk is full.
+
+        Without `rotate` it goes into the present file, however large that has become.
+        """
         now = self.now()
         whole, _, rest = data.rpartition(b"\n")
         prefix = now + stream + b" F "
@@ -51,8 +54,15 @@ class LogWriter:
             text = prefix + whole.replace(b"\n", b"\n" + prefix) + b"\n"
         if rest:
             text += now + stream + b" P " + rest + b"\n"
+        if rotate and self.is_full and not self.backlog:  # so that no entry is torn between two files
+            self.rotate()
         self.backlog += text
         return self.flush()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next `append` begins a new file, and drops the oldest."""
+        return 0 < self.max_size <= self.size
 
     def now(self) -> bytes:
         """The time with nanoseconds in UTC, and a space; the slow part once a second."""
@@ -72,9 +82,6 @@ class LogWriter:
                 return False
             self.backlog = self.backlog[written:]
             self.size += written
-        # Only between whole entries, so that no line is torn between two files.
-        if self.max_size and self.size >= self.max_size:
-            self.rotate()
         return True
 
     def rotate(self) -> None:

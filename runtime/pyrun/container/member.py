@@ -51,6 +51,7 @@ class Member:
         self.waiting: set[Client] = set()
         self.starter: Client | None = None
         self.launched: launch.Launched | None = None
+        self.rotation_told = False
         self.executing = False
         self.code: int | None = None
         self.over = False
@@ -145,8 +146,11 @@ class Member:
 
     # output and input
 
-    def read(self, fd: int) -> bool:
+    def read(self, fd: int, *, last: bool = False) -> bool:
         """Move one chunk into the log. False when the stream has ended or has nothing now."""
+        if not (last or self.may_log()):
+            self.supervisor.hold(self)
+            return False
         try:
             data = os.read(fd, CHUNK)
         except OSError as error:
@@ -156,11 +160,27 @@ class Member:
         if not data:
             self.close_stream(fd)
             return False
-        if not self.log.append(self.streams[fd], data):
+        self.rotation_told = False
+        if not self.log.append(self.streams[fd], data, rotate=not last):
             self.supervisor.hold(self)
         for client in tuple(self.attached):
             client.send(b"W")
         return True
+
+    def may_log(self) -> bool:
+        """Before the log drops its oldest file, whoever is attached must have read everything.
+
+        So `run | slow-program` gets every byte, as from a pipe: the container has to wait.
+        """
+        if not self.log.is_full:
+            return True
+        patient = [client for client in self.attached if client.patient]
+        if not self.rotation_told:
+            self.rotation_told = True
+            for client in patient:
+                client.behind = True
+                client.send({"rotation": True})
+        return not any(client.behind for client in patient)
 
     def close_stream(self, fd: int) -> None:
         if self.streams.pop(fd, None) is not None:
@@ -170,7 +190,8 @@ class Member:
                 self.terminal = -1
 
     def from_client(self, client: Client, kind: bytes, data: bytes) -> None:
-        """b"I": input; b"E": its end; b"R": a new window size; b"D": output was drained."""
+        """b"I": input; b"E": its end; b"R": a new window size; b"D": output was drained;
+        b"A": drained so far, after {"rotation": true}."""
         if kind == b"I":
             self.input += data
             self.write_input()
@@ -183,6 +204,8 @@ class Member:
             self.write_input()
         elif kind == b"R" and self.terminal >= 0:
             fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, data[:4] + b"\0\0\0\0")
+        elif kind == b"A":
+            client.behind = False
         elif kind == b"D":
             client.drained = True
             self.supervisor.settle()
@@ -229,7 +252,7 @@ class Member:
         self.reap()
         # Everything it wrote is in the pipes by now; take it all, for nobody writes more.
         for fd in tuple(self.streams):
-            while self.read(fd):
+            while self.read(fd, last=True):
                 pass
             self.close_stream(fd)
         if self.stdin >= 0:

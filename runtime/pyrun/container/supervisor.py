@@ -10,7 +10,8 @@ Requests come over a SOCK_SEQPACKET socket, one JSON object a packet; descriptor
 
     {"do": "start", "name": N}          → {"pid": P} or {"error": …, "errno": …, "step": …}
     {"do": "exec", "name": N} + 4 fds   → {"pid": P} (+ terminal fd), later {"exit": C}
-    {"do": "attach", "name": N}         → b"W" when output was logged, {"ended": C}, {"exit": C}
+    {"do": "attach", "name": N}         → b"W" when output was logged, {"ended": C}, {"exit": C};
+                                          with "patient" {"rotation": true} too: see Member.may_log
     {"do": "wait", "name": N}           → {"exit": C}
     {"do": "forget", "name": N}         → {}         {"do": "quit"} → {}
     {"do": "sibling", …} + fds          → {"pid": P} from the new supervisor itself
@@ -48,6 +49,8 @@ class Client:
         self.queue: list[bytes] = []
         self.member: Member | None = None  # attached to
         self.drained = True
+        self.patient = False  # must get every byte, however slowly it reads
+        self.behind = False  # it has not yet read what is about to be dropped
         supervisor.loop.on_readable(socket.fileno(), self.readable)
 
     def send(self, value: Any, fd: int = -1) -> None:
@@ -116,13 +119,14 @@ class Supervisor:
         while not self.quitting:
             self.loop.turn(1.0 if self.held else -1)
             for member in tuple(self.held):
-                if member.log.flush():
+                if member.log.flush() and member.may_log():
                     self.held.remove(member)
                     for stream in member.streams:
                         self.loop.unmute(stream)
 
     def hold(self, member: Member) -> None:
-        """The disk is full: read no more from this member until its log could be written."""
+        """Read no more from this member until its log could be written: the disk is full, or
+        somebody attached must read first."""
         if member not in self.held:
             self.held.append(member)
         for stream in member.streams:
@@ -158,7 +162,7 @@ class Supervisor:
         member = Member(self, name, order)
         self.members[name] = member
         if asked.get("attach"):
-            self.attach(client, member)
+            self.attach(client, member, patient=True)
         try:
             member.start(client)
         except BaseException:
@@ -167,7 +171,8 @@ class Supervisor:
             member.code = 127
             raise
 
-    def attach(self, client: Client, member: Member) -> None:
+    def attach(self, client: Client, member: Member, *, patient: bool) -> None:
+        client.patient = patient
         client.member = member
         member.attached.add(client)
 
@@ -176,7 +181,7 @@ class Supervisor:
         if member.over:
             client.send({"exit": member.code})
             return
-        self.attach(client, member)
+        self.attach(client, member, patient=bool(asked.get("patient")))
         client.send({})
 
     def do_wait(self, client: Client, asked: dict[str, Any], fds: list[int]) -> None:
