@@ -1,12 +1,13 @@
 """The hot paths load nothing heavy: each lean module is imported alone in a bare interpreter.
 
 `import typing` alone costs as much as half a container start, and one careless line at the top
-of one module brings it back for every verb. `-I -S` is how the supervisor and the OCI commands
-run: no site packages, so a lean module cannot import a library at its top either.
+of one module brings it back for every verb. `-I -S` is how the launcher and the supervisor run:
+without `site`, with the libraries' directory put on the path by hand (python-prctl costs 1 ms).
 """
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ HEAVY = frozenset(
 TRACE = """
 import builtins, sys
 heavy, path, module = sys.argv[1].split(), sys.argv[2], sys.argv[3]
-sys.path.insert(0, path)
+sys.path[:0] = path.split(":")
 real, trail = builtins.__import__, []
 
 def tracing(name, globals=None, *rest, **more):
@@ -60,7 +61,8 @@ def heavy_imports(module: str, heavy: frozenset[str] = HEAVY) -> list[str]:
     """`enum imported by signal, imported by pyrun.x`, for every heavy module `module` loads."""
     code = TRACE + "for name in sorted(loaded): print(name, 'is loaded')\n"
     # -B: this must not write byte code beside the sources.
-    words = [sys.executable, "-I", "-S", "-B", "-c", code, " ".join(heavy), str(RUNTIME), module]
+    path = f"{RUNTIME}:{sysconfig.get_path('platlib')}"
+    words = [sys.executable, "-I", "-S", "-B", "-c", code, " ".join(heavy), path, module]
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
