@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from pod_lab import SLEEPER, addresses, free_port, make, member_pid, netns
 
+from pyrun.container import verbs as container_verbs
+from pyrun.container.options import Options
 from pyrun.errors import PyrunError
 from pyrun.explain import steps
 from pyrun.pod import kubeyaml, verbs
@@ -160,6 +162,23 @@ def test_kill_9_after_any_step_of_rm_is_finished_by_rm_force(pyrun: Node, spec: 
         pyrun("pod", "rm", "-f", "web")
         wait_until(lambda: pyrun.traces() <= before, f"after step {after} nothing is left", 5)
     assert after > 10
+
+
+def test_kill_9_while_a_member_is_added_is_cured_by_rm_force(pyrun: Node) -> None:
+    make(pyrun, "web", f"a={SLEEPER}")
+    before = pyrun.traces()
+    options = Options(image="busybox", args=("sleep", "1000"), name="late", pod="web")
+    for after in count(1):
+        code = in_child(lambda: container_verbs.run(pyrun.paths, options), after, kill_myself)
+        if code == 0:
+            break
+        assert code == -9
+        pyrun("rm", "-f", "late")
+        wait_until(lambda: pyrun.traces() <= before, f"after step {after} nothing is left", 5)
+        [row] = json.loads(pyrun.out("pod", "ps", "--format", "json"))
+        assert (row["status"], len(row["containers"])) == ("Running", 1), f"after step {after}"
+    assert after > 10
+    pyrun("rm", "-f", "late")
 
 
 @pytest.mark.parametrize("verb", ["stop", "start"])

@@ -213,4 +213,4 @@ def test_the_first_pod_of_a_node_whose_range_is_taken(pyrun: Node, tmp_path: Pat
     assert len(running("ip", "-br", "link").splitlines()) == len(before)
     left = [name for _, _, names in os.walk(tmp_path / "run") for name in names]
     assert left == ["network.lock"]
-    assert not names_in(tmp_path / "root" / "sandboxes")
+    assert not names_in(str(tmp_path / "root" / "sandboxes"))

@@ -140,9 +140,7 @@ def rm(paths: Paths, containers: tuple[str, ...], force: bool, everything: bool)
         try:
             each(paths, (text,), act, say=True)
         except NotFound:
-            remains = records_of.names(paths.sandboxes)
-            if text in remains and not records_of.names(f"{paths.sandbox(text)}/record.json"):
-                act(text)
+            verbs.sweep(paths, text)
 
 
 @click.command(epilog="Example: pyrun ps -a --format json")

@@ -13,8 +13,8 @@ from pyrun.cli import output
 from pyrun.cli.named import POD
 from pyrun.cli.output import tell
 from pyrun.container import record as records_of
+from pyrun.container import verbs as container_verbs
 from pyrun.container.options import parse_pair, parse_signal, parse_size
-from pyrun.container.verbs import parse_host
 from pyrun.errors import BadInput, NotFound, PyrunError
 from pyrun.pod import verbs
 from pyrun.pod.model import ContainerSpec, HostAlias, PodSpec
@@ -110,7 +110,7 @@ def from_flags(given: dict[str, Any]) -> PodSpec:
         elif any(member.name == name for member in members):
             raise BadInput(f"--container: two members are called {name!r}")
         members.append(ContainerSpec(name=name, image=image, args=tuple(words[1:])))
-    hosts = [parse_host(entry) for entry in given["add_host"]]
+    hosts = [container_verbs.parse_host(entry) for entry in given["add_host"]]
     return PodSpec(
         name=given["name"] or records_of.random_name(),
         hostname=given["hostname"],
@@ -179,7 +179,7 @@ def rm(paths: Paths, pods: tuple[str, ...], force: bool, everything: bool) -> No
         except NotFound:
             if not force:  # with it, what is not there is a wish come true
                 raise
-            verbs.sweep(paths, text)
+            container_verbs.sweep(paths, text)
 
 
 @pod.command(epilog="Example: pyrun pod ps --format json")

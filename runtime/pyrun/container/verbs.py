@@ -20,6 +20,7 @@ from pyrun.errors import BadInput, Conflict, PyrunError
 from pyrun.explain import steps
 from pyrun.image.store import Image, ImageStore
 from pyrun.kernel import process
+from pyrun.network import ipam
 from pyrun.store import records
 from pyrun.store.paths import Paths
 
@@ -526,7 +527,23 @@ def remove(paths: Paths, name: str, *, force: bool = False) -> None:
 
 def half_made_container(paths: Paths, name: str) -> dict[str, Any]:
     """A record for removing what a killed `create` left of a container."""
-    return {"name": name, "sandbox": name, "pod": "", "id": ""}
+    pod = next((r["name"] for r in records_of.sandboxes(paths) if name in r["members"]), name)
+    return {"name": name, "sandbox": pod, "pod": pod if pod != name else "", "id": ""}
+
+
+def sweep(paths: Paths, name: str) -> None:
+    """`rm -f` of a name no container or pod has. A `create` that was killed before it could make
+    the directory may have left a member that is counted, a sandbox, or an address."""
+    record = records.read(f"{paths.sandbox(name)}/record.json")
+    if os.path.isdir(paths.sandbox(name)):
+        if record is None or not record["pod"]:
+            remove(paths, name, force=True)
+    elif half_made_container(paths, name)["pod"]:
+        remove(paths, name, force=True)
+    else:
+        with sandbox.lock(paths, name):
+            if not os.path.isdir(paths.sandbox(name)):
+                steps.run(ipam.plan_release(paths, name))
 
 
 def forget_member(paths: Paths, sandbox_name: str, name: str) -> None:

@@ -19,7 +19,6 @@ from pyrun.errors import Conflict, NotFound, PyrunError
 from pyrun.explain import steps
 from pyrun.image.store import ImageStore
 from pyrun.kernel import process
-from pyrun.network import ipam
 from pyrun.pod.model import ContainerSpec, EmptyDir, PodSpec, default_hostname
 from pyrun.store import records
 from pyrun.store.paths import Paths
@@ -335,14 +334,6 @@ def members_to_remove(paths: Paths, record: dict[str, Any]) -> list[dict[str, An
             half = {"name": member, "sandbox": name, "pod": name, "id": ""}
             found.append(known or half)
     return found
-
-
-def sweep(paths: Paths, name: str) -> None:
-    """Free a name of which no pod or container is left, but perhaps an address: `create` was
-    killed before its first record, or `rm` after its last."""
-    with sandbox.lock(paths, name):
-        if not os.path.isdir(paths.sandbox(name)) and not os.path.isdir(paths.container(name)):
-            steps.run(ipam.plan_release(paths, name))
 
 
 def prune(paths: Paths) -> list[str]:
