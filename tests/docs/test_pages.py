@@ -7,6 +7,7 @@ a line, and alone on a line for any number of lines. Blanks count as one.
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -231,3 +232,37 @@ def test_options_that_stand_alone_belong_to_something(path: Path) -> None:
     text = "".join(script.read_text() for script in scripts if script.is_file())
     found = re.findall(r"`(--[a-z][a-z-]+)[^`]*`", path.read_text())
     assert not [option for option in found if option not in known and option not in text]
+
+
+def names_something(dotted: str) -> bool:
+    """`network.link.add_veth`, `oci.init.Init.run`: whether there is such a function or class."""
+    room, module, *rest = dotted.split(".")
+    path = CHECKOUT / "runtime/pyrun" / room / f"{module}.py"
+    if not path.is_file():
+        return False
+    body = ast.parse(path.read_text()).body
+    for name in rest:
+        found = [
+            node
+            for node in body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
+        ]
+        if not found:
+            return False
+        body = found[0].body
+    return True
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_functions_that_pages_name_exist(path: Path) -> None:
+    rooms = "|".join(entry.name for entry in (CHECKOUT / "runtime/pyrun").iterdir())
+    found = re.findall(rf"`((?:{rooms})\.\w+\.[\w.]+)`", path.read_text())
+    assert not [dotted for dotted in found if not names_something(dotted)]
+
+
+def test_the_architecture_page_names_every_method_of_init() -> None:
+    page = (CHECKOUT / "docs/architecture.md").read_text()
+    table = page.partition("| part | methods of")[2].partition("\n\n")[0]
+    named = re.findall(r"`(\w+)`", table)
+    assert named
+    assert not [name for name in named if not names_something(f"oci.init.Init.{name}")]
