@@ -11,7 +11,7 @@ import click
 from click.shell_completion import get_completion_class
 
 
-@click.command(epilog="Example: pyrun completion bash > /etc/bash_completion.d/pyrun")
+@click.command(epilog='Example: eval "$(pyrun completion bash)"')
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
     """Print the script that teaches SHELL to complete commands, options and names."""
