@@ -285,7 +285,7 @@ def test_removal_refuses_while_in_use_and_names_the_users(
 ) -> None:
     store.load(two_layers().write(str(tmp_path / "in")))
     with pytest.raises(Conflict, match="in use by one, two"):
-        store.remove("web:1", users=["one", "two"])
+        store.remove("web:1", users=lambda _: ["one", "two"])
     with mounted(store, "web:1"), pytest.raises(Conflict, match="image mount"):
         store.remove("web:1", force=True)
     assert names(store) == ["docker.io/library/web:1"]
@@ -294,7 +294,7 @@ def test_removal_refuses_while_in_use_and_names_the_users(
 def test_removing_one_of_several_names_keeps_the_image(tmp_path: Path, store: ImageStore) -> None:
     (image,) = store.load(two_layers().write(str(tmp_path / "in")))
     store.tag("web:1", "localhost/mine")
-    assert store.remove("web:1", users=["c"]) == ["untagged: docker.io/library/web:1"]
+    assert store.remove("web:1", users=lambda _: ["c"]) == ["untagged: docker.io/library/web:1"]
     assert names(store) == ["localhost/mine:latest"]
     store.tag("localhost/mine", "second")
     with pytest.raises(Conflict, match="2 names"):

@@ -154,8 +154,7 @@ def rm(paths: Paths, refs: tuple[str, ...], force: bool) -> None:
     store = ImageStore(paths)
 
     def remove(ref: str) -> list[str]:
-        users = users_of_image(paths, store.resolve(ref).id)
-        return store.remove(ref, force=force, users=users)
+        return store.remove(ref, force=force, users=lambda id_: users_of_image(paths, id_))
 
     removed, failed = _each(refs, remove)
     for line in (line for lines in removed for line in lines):

@@ -117,6 +117,13 @@ def plan_create(
             why="write down what was asked for",
             shell=f"cat > {directory}/record.json",
         ),
+        Step(
+            "image.store.require",
+            paths.root,
+            paths.run_root,
+            record["image"],
+            why="see that nobody has removed the image meanwhile; from now on it is in use",
+        ),
     ]
 
 

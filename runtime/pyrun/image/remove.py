@@ -19,12 +19,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyrun.image.store import Image, ImageStore
+    from pyrun.image.store import Image, ImageStore, Users
 
 DEAD = ".dead"
 
 
-def remove(store: ImageStore, ref: str, *, force: bool, users: Sequence[str]) -> list[str]:
+def remove(store: ImageStore, ref: str, *, force: bool, users: Users) -> list[str]:
     """See ImageStore.remove."""
     with store.lock():
         image = store.resolve(ref)
@@ -34,7 +34,7 @@ def remove(store: ImageStore, ref: str, *, force: bool, users: Sequence[str]) ->
         last = set(doomed) >= set(image.names)
         if last:
             mounted = ["`image mount`"] if is_mounted(store.paths, image.id) else []
-            _refuse_in_use(image, [*users, *mounted])
+            _refuse_in_use(image, [*users(image.id), *mounted])
             # The record before the names: unlink needs no room on a full disk, and frees some.
             os.unlink(store.record_path(image.id))
             done.append(f"deleted: {image.id}")

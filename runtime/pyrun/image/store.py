@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
     """Is told what is being worked on, and how many bytes of how many are done."""
 
+    Users = Callable[[str], Sequence[str]]
+
 SHORTEST_ID = 4
 """Shorter prefixes of an id are taken for names only."""
 
@@ -196,11 +198,15 @@ class ImageStore:
             records.write(self.names_path, names)
         return self.resolve(image.id)
 
-    def remove(self, ref: str, *, force: bool = False, users: Sequence[str] = ()) -> list[str]:
+    def remove(
+        self, ref: str, *, force: bool = False, users: Users = lambda image_id: []
+    ) -> list[str]:
         """Take the name `ref` away, and with the last name the image. Returns what was done.
 
-        An id, or `force`, means all its names. `users` are the containers that need the image:
-        while there are any the image stays. Raises NotFound, Conflict.
+        An id, or `force`, means all its names. `users(id)` tells which containers need the image:
+        while there are any it stays. It is asked under the store's lock, and a new container looks
+        for its image once more after its record is written (`require`): one of the two sees the
+        other. Raises NotFound, Conflict.
         """
         from pyrun.image.remove import remove
 
@@ -234,3 +240,10 @@ EMPTY = "empty"
 
 OPAQUE = "-opaque"
 """Ends the key of a snapshot whose root directory hides everything below."""
+
+
+def require(root: str, run_root: str, image_id: str) -> None:
+    """Raises NotFound where the image has been removed since it was resolved."""
+    store = ImageStore(Paths(root, run_root))
+    with store.lock():
+        store.resolve(image_id)
