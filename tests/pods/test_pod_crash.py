@@ -23,7 +23,7 @@ from pyrun.errors import PyrunError
 from pyrun.explain import steps
 from pyrun.pod import kubeyaml, verbs
 from pyrun.pod.model import PodSpec
-from support import DEADLINE, PYRUN, Node, read, status_of, veth, wait_until
+from support import DEADLINE, PYRUN, Node, namespace, read, status_of, veth, wait_until
 
 POD = """
 apiVersion: v1
@@ -240,6 +240,35 @@ def has_ended(pid: int) -> bool:
         return status_of(pid)["State"].startswith("Z")
     except (FileNotFoundError, ProcessLookupError):
         return True
+
+
+def test_start_gives_running_members_a_new_supervisor(pyrun: Node) -> None:
+    """The members that run do not notice; their output and exit codes are kept again."""
+    port = free_port()
+    talker = 'mkfifo /say; exec 3<>/say; while read -r words <&3; do eval "$words"; done'
+    make(pyrun, "web", f"a=busybox sh -c '{talker}'", f"b={SLEEPER}", flags=("-p", f"{port}:80"))
+    before, held = member_pid(pyrun, "web", "a"), addresses(pyrun, "web")
+    kill_supervisor(pyrun, "web")
+    pyrun("kill", "web-b")
+    pyrun("pod", "start", "web")
+    assert member_pid(pyrun, "web", "a") == before
+    assert namespace(member_pid(pyrun, "web", "b"), "net") == namespace(before, "net")
+    assert addresses(pyrun, "web") == held
+    [row] = json.loads(pyrun.out("pod", "ps", "--format", "json"))
+    assert row["status"] == "Running"
+    # The port is held again.
+    assert "taken by pod web" in pyrun.fails(125, "run", "-d", "-p", f"{port}:80", "busybox")
+    say = Path(f"/proc/{before}/root/say")
+    say.write_text("echo still here\n")
+    wait_until(lambda: pyrun.out("logs", "web-a") == "still here", "its output is logged")
+    with pyrun.spawn("wait", "web-a") as waiting:
+        say.write_text("echo bye; exit 7\n")
+        code, said = waiting.communicate(timeout=DEADLINE)
+    assert (code, said) == (b"7\n", b"")
+    assert pyrun.out("logs", "web-a") == "still here\nbye"
+    # In the pod's care like any other: it can be started again, and be removed.
+    pyrun("start", "web-a")
+    assert member_pid(pyrun, "web", "a") != before
 
 
 def test_a_pod_starts_again_after_a_reboot(pyrun: Node, spec: PodSpec) -> None:

@@ -46,9 +46,15 @@ class Connection:
 
     def receive(self) -> tuple[Any, int]:
         """(JSON value or b"W", descriptor or -1). (None, -1) when the supervisor is gone."""
-        try:
-            data, ancillary, _, _ = self.socket.recvmsg(1 << 17, 64, 0x40000000)
-        except ConnectionResetError:
+        for _ in range(2):
+            try:
+                data, ancillary, _, _ = self.socket.recvmsg(1 << 17, 64, 0x40000000)
+                break
+            except ConnectionResetError:
+                # It went without reading all we had sent. The kernel tells that before it hands
+                # out what came last, which is often the answer.
+                continue
+        else:
             return None, -1
         fd = struct.unpack("i", ancillary[0][2][:4])[0] if ancillary else -1
         if not data:
@@ -142,6 +148,13 @@ def launch_members(root: str, run_root: str, sandbox: str, names: list[str]) -> 
     finally:
         for connection in connections:
             connection.close()
+
+
+def adopt_members(root: str, run_root: str, sandbox: str, names: list[str]) -> None:
+    """Put running members into the care of a new supervisor; one that has just ended needs none."""
+    for name in names:
+        with Connection(Paths(root, run_root), sandbox) as connection:
+            connection.ask({"do": "adopt", "name": name})
 
 
 def await_launch(paths: Paths, name: str, connection: Connection) -> None:

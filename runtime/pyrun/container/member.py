@@ -14,6 +14,7 @@ import time
 
 from pyrun.container.log import MAX_FILES, MAX_SIZE, LogWriter
 from pyrun.container.loop import AGAIN
+from pyrun.errors import KernelError
 from pyrun.kernel import process
 from pyrun.oci import launch
 from pyrun.oci.init import ERROR, STEP, TERMINAL
@@ -86,15 +87,18 @@ class Member:
                 os.mkfifo(path, 0o600)
             except FileExistsError:
                 pass
-            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.listen_to(stream)
             ends.append(os.open(path, os.O_RDWR | os.O_CLOEXEC))
-            self.streams[reader] = stream.encode()
-            self.supervisor.loop.on_readable(reader, lambda fd=reader: self.read(fd))  # type: ignore[misc]
         if self.order["stdin"]:
             os.close(null)
             null, self.stdin = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self.stdin, False)
         return null, ends[0], ends[1]
+
+    def listen_to(self, stream: str) -> None:
+        reader = os.open(f"{self.run_dir}/{stream}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self.streams[reader] = stream.encode()
+        self.supervisor.loop.on_readable(reader, lambda: self.read(reader))
 
     def watch_process(self) -> None:
         assert self.launched is not None
@@ -172,7 +176,7 @@ class Member:
 
         So `run | slow-program` gets every byte, as from a pipe: the container has to wait.
         """
-        if not self.log.is_full:
+        if self.over or not self.log.is_full:
             return True
         patient = [client for client in self.attached if client.patient]
         if not self.rotation_told:
@@ -296,6 +300,37 @@ class Member:
             client.send({"exit": self.code})
         self.attached.clear()
         self.waiting.clear()
+
+
+class Adopted(Member):
+    """A member whose supervisor has died. It is not our child: pid 1 inherited it and reaps it, and
+    we learn its exit code another way."""
+
+    def __init__(
+        self, supervisor: Supervisor, name: str, order: dict[str, Any], state: dict[str, Any]
+    ) -> None:
+        super().__init__(supervisor, name, order)
+        self.state = state
+        self.executing = True
+        try:
+            self.pidfd = process.pidfd_open(state["pid"])
+            if not process.is_alive(state["pid"], state["ticks"]):
+                os.close(self.pidfd)
+                raise KernelError(3, f"adopting {name}")  # ESRCH: it has just ended
+        except KernelError:
+            self.log.close()
+            raise
+        if not order["terminal"]:
+            for stream in ("stdout", "stderr"):
+                self.listen_to(stream)
+        supervisor.loop.on_readable(self.pidfd, self.ended)
+
+    def reap(self) -> None:
+        status = process.exit_status(self.pidfd, self.state["pid"], self.state["ticks"])
+        code = 255 if status is None else os.waitstatus_to_exitcode(status)
+        self.code = code if code >= 0 else 128 - code
+        self.supervisor.loop.forget(self.pidfd)
+        os.close(self.pidfd)
 
 
 class Exec:

@@ -84,6 +84,21 @@ class Facts:
         return self.lease.ips if self.lease else []
 
 
+def gather_again(paths: Paths, record: dict[str, Any]) -> Facts:
+    """The facts of a sandbox that lives on without its supervisor: the same address and ports.
+
+    Raises Conflict where somebody has taken a port since the supervisor died.
+    """
+    facts = Facts(cgroup.host_layout())
+    state = records_of.sandbox_state(paths, record["name"])
+    published = [ports.Port(*port) for port in state.get("ports", [])]
+    if state.get("ips"):
+        facts.net = node.node_network(paths)
+        facts.lease = ipam.lease_of(facts.net, state["ips"][0])
+    facts.ports, facts.sockets = ports.reserve(published, paths)
+    return facts
+
+
 def gather(paths: Paths, record: dict[str, Any]) -> Facts:
     """Lease an address and reserve the host ports. `give_back` undoes it.
 
@@ -106,10 +121,14 @@ def gather(paths: Paths, record: dict[str, Any]) -> Facts:
     return facts
 
 
-def give_back(paths: Paths, name: str, facts: Facts) -> None:
+def close_sockets(facts: Facts) -> None:
     for fd in facts.sockets:
         os.close(fd)
     facts.sockets = []
+
+
+def give_back(paths: Paths, name: str, facts: Facts) -> None:
+    close_sockets(facts)
     if facts.lease is not None:
         ipam.release(paths, name)
 
@@ -130,27 +149,9 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
         )
     ]
     # The supervisor comes first: it loads while the rest is made, on another processor.
-    # systemd ends what is left in a login session's cgroup; without systemd nobody does, and the
-    # supervisor may stay where it was started.
-    own = f"{group}/supervisor" if layout.systemd else ""
-    if own:
+    if own := _supervisor_cgroup(paths, name, layout):
         plan += cgroup.plan_create(layout, own, {})
-    plan += [
-        Step(
-            "container.spawn.spawn_supervisor",
-            paths.root,
-            paths.run_root,
-            name,
-            "lone" if lone else "pod",
-            cgroup.join_files(layout, own, unified=True) if own else [],
-            facts.sockets,
-            facts.ips,
-            [port.as_list() for port in facts.ports],
-            why="start the supervisor: it launches the members, keeps output and exit codes",
-            undo=("container.spawn.end_supervisor", (paths.root, paths.run_root, name)),
-            man="posix_spawn(3)",
-        )
-    ]
+    plan.append(_spawn(paths, name, facts, lone))
     # A step of its own: as a mere parent of the first member's nobody would take it back.
     plan += cgroup.plan_create(layout, group, {})
     plan += _namespaces(paths, record, run)
@@ -167,6 +168,54 @@ def plan_up(paths: Paths, record: dict[str, Any], facts: Facts, lone: bool) -> P
         )
     )
     return plan
+
+
+def plan_revive(paths: Paths, name: str, facts: Facts, running: list[str]) -> Plan:
+    """A new supervisor for a sandbox that is whole, but whose own has died. Pure."""
+    run = paths.sandbox_run(name)
+    return [
+        Step(
+            "kernel.files.unlink",
+            f"{run}/socket",
+            why="remove the socket that nobody answers any more",
+            shell=f"rm {run}/socket",
+        ),
+        _spawn(paths, name, facts, lone=False),
+        Step(
+            "container.client.adopt_members",
+            paths.root,
+            paths.run_root,
+            name,
+            running,
+            why="put the members that run into its care: their output, their exit codes",
+            man="pidfd_open(2)",
+        ),
+    ]
+
+
+def _spawn(paths: Paths, name: str, facts: Facts, lone: bool) -> Step:
+    """The step that starts the supervisor, in a cgroup that `_supervisor_cgroup` names."""
+    own = _supervisor_cgroup(paths, name, facts.layout)
+    return Step(
+        "container.spawn.spawn_supervisor",
+        paths.root,
+        paths.run_root,
+        name,
+        "lone" if lone else "pod",
+        cgroup.join_files(facts.layout, own, unified=True) if own else [],
+        facts.sockets,
+        facts.ips,
+        [port.as_list() for port in facts.ports],
+        why="start the supervisor: it launches the members, keeps output and exit codes",
+        undo=("container.spawn.end_supervisor", (paths.root, paths.run_root, name)),
+        man="posix_spawn(3)",
+    )
+
+
+def _supervisor_cgroup(paths: Paths, name: str, layout: cgroup.Layout) -> str:
+    """systemd ends what is left in a login session's cgroup; without systemd nobody does, and the
+    supervisor may stay where it was started: ""."""
+    return f"{cgroup_path(paths, layout, name)}/supervisor" if layout.systemd else ""
 
 
 def _namespaces(paths: Paths, record: dict[str, Any], run: str) -> Plan:

@@ -14,6 +14,7 @@ Requests come over a SOCK_SEQPACKET socket, one JSON object a packet; descriptor
                                           with "patient" {"rotation": true} too: see Member.may_log
     {"do": "wait", "name": N}           → {"exit": C}
     {"do": "forget", "name": N}         → {}         {"do": "quit"} → {}
+    {"do": "adopt", "name": N}          → {}: watch a member whose own supervisor has died
     {"do": "sibling", …} + fds          → {"pid": P} from the new supervisor itself
 """
 
@@ -25,10 +26,11 @@ import struct
 import sys
 
 from pyrun.container.loop import AGAIN, Loop
-from pyrun.container.member import Exec, Member
+from pyrun.container.member import Adopted, Exec, Member
 from pyrun.errors import KernelError
 from pyrun.kernel import const, process
 from pyrun.kernel.libc import prctl
+from pyrun.store import records
 from pyrun.store.fastjson import dumps, loads
 from pyrun.store.paths import Paths
 
@@ -170,6 +172,13 @@ class Supervisor:
             member.over = True
             member.code = 127
             raise
+
+    def do_adopt(self, client: Client, asked: dict[str, Any], fds: list[int]) -> None:
+        name = asked["name"]
+        run = self.paths.container_run(name)
+        order, state = records.read(f"{run}/init.json"), records.read(f"{run}/state.json")
+        self.members[name] = Adopted(self, name, order, state)
+        client.send({})
 
     def attach(self, client: Client, member: Member, *, patient: bool) -> None:
         client.patient = patient

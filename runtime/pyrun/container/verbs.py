@@ -471,7 +471,7 @@ def wait(paths: Paths, name: str) -> int:
     """Block until the container has ended. Returns its exit code."""
     record = records_of.container(paths, name)
     status = records_of.status(paths, name)
-    if not status.running and status.code is not None:
+    if status.finished and status.code is not None:
         return status.code
     if status.word == "created":
         while status.word == "created":

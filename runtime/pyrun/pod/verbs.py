@@ -216,39 +216,57 @@ def state(paths: Paths, record: dict[str, Any]) -> str:
 
 
 def start(paths: Paths, name: str) -> None:
-    """Bring the pod up and start every member that does not run."""
-    record = records_of.sandbox(paths, name)
-    store = ImageStore(paths)
+    """Bring the pod up and start every member that does not run.
+
+    Where only the supervisor has died, the members that run are put into the care of a new one.
+    """
     with sandbox.lock(paths, name):
+        record = records_of.sandbox(paths, name)
         layout = cgroup.host_layout()
-        up = records_of.is_up(paths, name)
-        idle = [
-            member
-            for member in records_of.members(paths, name)
-            if not records_of.status(paths, member["name"]).running
-        ]
-        if not up:
+        members = records_of.members(paths, name)
+        idle = [m for m in members if not records_of.status(paths, m["name"]).running]
+        running = [m["name"] for m in members if m not in idle]
+        whole = os.path.exists(f"{paths.sandbox_run(name)}/up")
+        if records_of.is_up(paths, name):
+            steps.run(restart_plan(paths, name, idle, layout))
+        elif whole and running:
+            facts = sandbox.gather_again(paths, record)
+            try:
+                plan = sandbox.plan_revive(paths, name, facts, running)
+                steps.run(plan + restart_plan(paths, name, idle, layout))
+            finally:
+                sandbox.close_sockets(facts)
+        else:
             container_verbs.clear(paths, record, layout)
-        facts = sandbox.gather(paths, record) if not up else None
-        try:
-            plan: Plan = []
-            if facts is not None:
-                plan += sandbox.plan_up(paths, record, facts, lone=False)
-            else:
-                for member in idle:
-                    plan += lifecycle.plan_member_down(paths, member, layout)
-            for member in idle:
-                config = records.read(f"{paths.container(member['name'])}/config.json")
-                image = store.resolve(member["image"])
-                plan += container_verbs.start_plan(
-                    paths, member, config, layout, store.lowerdirs(image)
-                )
-            plan += lifecycle.plan_launch(paths, name, [member["name"] for member in idle])
-            steps.run(plan)
-        except BaseException:
-            if facts is not None:
+            facts = sandbox.gather(paths, record)
+            try:
+                plan = sandbox.plan_up(paths, record, facts, lone=False)
+                steps.run(plan + launch_plan(paths, name, members, layout))
+            except BaseException:
                 sandbox.give_back(paths, name, facts)
-            raise
+                raise
+
+
+def restart_plan(
+    paths: Paths, name: str, idle: list[dict[str, Any]], layout: cgroup.Layout
+) -> Plan:
+    """Start members that have ended, in a pod that is up."""
+    plan: Plan = []
+    for member in idle:
+        plan += lifecycle.plan_member_down(paths, member, layout)
+    return plan + launch_plan(paths, name, idle, layout)
+
+
+def launch_plan(
+    paths: Paths, name: str, members: list[dict[str, Any]], layout: cgroup.Layout
+) -> Plan:
+    store = ImageStore(paths)
+    plan: Plan = []
+    for member in members:
+        config = records.read(f"{paths.container(member['name'])}/config.json")
+        image = store.resolve(member["image"])
+        plan += container_verbs.start_plan(paths, member, config, layout, store.lowerdirs(image))
+    return plan + lifecycle.plan_launch(paths, name, [member["name"] for member in members])
 
 
 def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
