@@ -153,7 +153,7 @@ def plan_remove(layout: Layout, path: str) -> Plan:
         unified,
         other,
         freezer,
-        why="End every process that is left in the cgroup, at once",
+        why="end every process that is left in the cgroup, at once",
         shell=f"echo 1 > {unified}/cgroup.kill"
         if unified
         else f"kill -9 $(cat {other}/cgroup.procs)",
@@ -164,7 +164,7 @@ def plan_remove(layout: Layout, path: str) -> Plan:
         where,
         parents(layout, path),
         True,
-        why="Remove the cgroup from every hierarchy",
+        why="remove the cgroup from every hierarchy",
         shell="find " + " ".join(where) + " -depth -type d -exec rmdir {} +",
         man="cgroups(7)",
     )
@@ -240,7 +240,7 @@ def delegation(layout: Layout) -> Step:
     return Step(
         "cgroup.systemd.delegate",
         tree.directory(SYSTEMD_BASE),
-        why="Ask systemd, who owns the cgroup tree, for a part that is ours",
+        why="ask systemd, who owns the cgroup tree, for a part that is ours",
         shell=" ".join(f"'{word}'" if " " in word else word for word in systemd.REQUEST),
         man="systemd-run(1), systemd.resource-control(5): Delegate=",
     )
@@ -263,7 +263,7 @@ def make_v1(layout: Layout, path: str) -> Plan:
                 "cgroup.v1.make",
                 mounts,
                 path,
-                why="Make the cgroup in the tree of every v1 controller",
+                why="make the cgroup in the tree of every v1 controller",
                 undo=("cgroup.files.remove", (dirs(others, path), up(layout, others, path))),
                 shell=f"mkdir -p {where}",
                 man="cgroups(7)",
@@ -277,7 +277,7 @@ def make_v1(layout: Layout, path: str) -> Plan:
                 "cgroup.v1.inherit_cpuset",
                 tree.mount,
                 path,
-                why="Make its cpuset with the parent's CPUs and memory nodes: v1 gives it none",
+                why="make its cpuset with the parent's CPUs and memory nodes: v1 gives it none",
                 undo=("cgroup.files.remove", ([own], up(layout, [tree], path))),
                 shell=f"mkdir -p {own}; cat {above}/cpuset.cpus > {own}/cpuset.cpus; "
                 f"cat {above}/cpuset.mems > {own}/cpuset.mems",
@@ -305,7 +305,7 @@ def make_v2(
         wanted,
         needed,
         owned,
-        why="Make the cgroup in the v2 tree" + (f" and let it have {enable}" if wanted else ""),
+        why="make the cgroup in the v2 tree" + (f" and let it have {enable}" if wanted else ""),
         undo=("cgroup.files.remove", ([own], up(layout, [tree], path))) if undo else None,
         shell=shell,
         man="cgroup-v2: cgroup.subtree_control",
@@ -390,14 +390,14 @@ def network_steps(layout: Layout, path: str, section: dict[str, Any]) -> Plan:
         if "net_cls" not in layout.controllers:
             raise no_controller(layout, "network.classID", "net_cls")
         where = layout.controllers["net_cls"].directory(path)
-        why = "Mark its packets for traffic control"
+        why = "mark its packets for traffic control"
         plan.append(v1.limit(where, "net_cls.classid", section["classID"], why))
     for entry in section.get("priorities") or ():
         if "net_prio" not in layout.controllers:
             raise no_controller(layout, "network.priorities", "net_prio")
         where = layout.controllers["net_prio"].directory(path)
         text = f"{entry['name']} {entry['priority']}"
-        plan.append(v1.limit(where, "net_prio.ifpriomap", text, "Give its packets a priority"))
+        plan.append(v1.limit(where, "net_prio.ifpriomap", text, "give its packets a priority"))
     return plan
 
 

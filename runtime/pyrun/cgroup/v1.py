@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 MEMORY_FILES = (
-    ("reservation", "memory.soft_limit_in_bytes", "Give up memory above this when it runs short"),
-    ("kernel", "memory.kmem.limit_in_bytes", "Limit the kernel's memory for these processes"),
-    ("kernelTCP", "memory.kmem.tcp.limit_in_bytes", "Limit the memory of TCP buffers"),
+    ("reservation", "memory.soft_limit_in_bytes", "give up memory above this when it runs short"),
+    ("kernel", "memory.kmem.limit_in_bytes", "limit the kernel's memory for these processes"),
+    ("kernelTCP", "memory.kmem.tcp.limit_in_bytes", "limit the memory of TCP buffers"),
 )
 
 THROTTLES = (
@@ -82,23 +82,23 @@ def memory(directory: str, section: Section) -> Plan:
     if most and (both or most == -1):
         # Lifting the limit on memory alone would stop at an older limit on memory plus swap.
         both = both or -1
-        why = f"Limit memory to {amount(most)}, memory and swap together to {amount(both)}"
+        why = f"limit memory to {amount(most)}, memory and swap together to {amount(both)}"
         files = ("memory.limit_in_bytes", most), ("memory.memsw.limit_in_bytes", both)
         plan.append(pair(directory, *files, why, both == -1))
     elif most:
-        why = f"Limit memory to {amount(most)}"
+        why = f"limit memory to {amount(most)}"
         plan.append(limit(directory, "memory.limit_in_bytes", most, why))
     elif both:
-        why = f"Limit memory and swap together to {amount(both)}"
+        why = f"limit memory and swap together to {amount(both)}"
         plan.append(limit(directory, "memory.memsw.limit_in_bytes", both, why, both == -1))
     for key, name, why in MEMORY_FILES:
         if section.get(key):
             plan.append(limit(directory, name, section[key], why))
     if section.get("swappiness") is not None:
-        why = "Say how willingly this memory is swapped out"
+        why = "say how willingly this memory is swapped out"
         plan.append(limit(directory, "memory.swappiness", section["swappiness"], why))
     if section.get("disableOOMKiller"):
-        why = "Let processes wait instead of being killed when memory runs out"
+        why = "let processes wait instead of being killed when memory runs out"
         plan.append(limit(directory, "memory.oom_control", 1, why))
     return plan
 
@@ -118,7 +118,7 @@ def check_usage(usage: str, most: int) -> Step:
         "cgroup.files.refuse_below_usage",
         usage,
         most,
-        why="Check that no more than the new limit is in use",
+        why="check that no more than the new limit is in use",
         shell=f"cat {usage}",
         man="runtime-spec: config-linux, checkBeforeUpdate",
     )
@@ -139,32 +139,32 @@ def cpu(directory: str, section: Section) -> Plan:
     plan: Plan = []
     if section.get("idle") is not None:
         why = (
-            "Run it only when nothing else wants the CPU" if section["idle"] else "Run it as usual"
+            "run it only when nothing else wants the CPU" if section["idle"] else "run it as usual"
         )
         plan.append(limit(directory, "cpu.idle", section["idle"], why))
     if section.get("shares") and not section.get("idle"):  # an idle group takes no shares
-        why = f"Give it {section['shares']} shares of the CPU when there is not enough for all"
+        why = f"give it {section['shares']} shares of the CPU when there is not enough for all"
         plan.append(limit(directory, "cpu.shares", section["shares"], why))
     quota, period, burst = (section.get(key) or 0 for key in ("quota", "period", "burst"))
     if quota and period:
-        why = f"Let it run {quota} µs in every {period} µs"
+        why = f"let it run {quota} µs in every {period} µs"
         files = ("cpu.cfs_period_us", period), ("cpu.cfs_quota_us", quota)
         plan.append(pair(directory, *files, why))
     elif period:
-        why = f"Count its CPU time in periods of {period} µs"
+        why = f"count its CPU time in periods of {period} µs"
         plan.append(limit(directory, "cpu.cfs_period_us", period, why))
     elif quota:
-        why = f"Let it run {quota} µs in every period"
+        why = f"let it run {quota} µs in every period"
         plan.append(limit(directory, "cpu.cfs_quota_us", quota, why))
     if burst:
-        why = f"Let it save up to {burst} µs of unused quota"
+        why = f"let it save up to {burst} µs of unused quota"
         plan.append(limit(directory, "cpu.cfs_burst_us", burst, why))
     for key, name in (
         ("realtimePeriod", "cpu.rt_period_us"),
         ("realtimeRuntime", "cpu.rt_runtime_us"),
     ):
         if section.get(key):
-            plan.append(limit(directory, name, section[key], "Bound its real-time threads"))
+            plan.append(limit(directory, name, section[key], "bound its real-time threads"))
     return plan
 
 
@@ -172,10 +172,10 @@ def cpuset(directory: str, section: Section) -> Plan:
     """Which CPUs and memory nodes."""
     plan: Plan = []
     if section.get("cpus"):
-        why = f"Keep it on the CPUs {section['cpus']}"
+        why = f"keep it on the CPUs {section['cpus']}"
         plan.append(limit(directory, "cpuset.cpus", section["cpus"], why))
     if section.get("mems"):
-        why = f"Keep its memory on the nodes {section['mems']}"
+        why = f"keep its memory on the nodes {section['mems']}"
         plan.append(limit(directory, "cpuset.mems", section["mems"], why))
     return plan
 
@@ -185,7 +185,7 @@ def pids(directory: str, section: Section) -> Plan:
     if section.get("limit") is None:
         return []
     most = section["limit"] if section["limit"] > 0 else "max"
-    return [limit(directory, "pids.max", most, f"Limit processes and threads to {most}")]
+    return [limit(directory, "pids.max", most, f"limit processes and threads to {most}")]
 
 
 def io(directory: str, section: Section) -> Plan:
@@ -197,16 +197,16 @@ def io(directory: str, section: Section) -> Plan:
             hint="use weight",
         )
     if section.get("weight"):
-        why = f"Give its disk accesses the weight {section['weight']}"
+        why = f"give its disk accesses the weight {section['weight']}"
         plan.append(any_of(directory, WEIGHT_FILES, str(section["weight"]), why))
     for device in weights(section):
         value = f"{device['major']}:{device['minor']} {device['weight']}"
-        why = f"Give its accesses to {device['major']}:{device['minor']} a weight"
+        why = f"give its accesses to {device['major']}:{device['minor']} a weight"
         plan.append(any_of(directory, WEIGHT_DEVICE_FILES, value, why))
     for key, name, what in THROTTLES:
         for device in section.get(key) or ():
             number, rate = f"{device['major']}:{device['minor']}", device["rate"]
-            why = f"Limit {what} on {number} to {rate} a second"
+            why = f"limit {what} on {number} to {rate} a second"
             plan.append(limit(directory, name, f"{number} {rate}", why))
     return plan
 
@@ -238,7 +238,7 @@ def hugetlb(directory: str, section: list[Section]) -> Plan:
             directory,
             f"hugetlb.{size['pageSize']}.limit_in_bytes",
             size["limit"],
-            f"Limit huge pages of {size['pageSize']}",
+            f"limit huge pages of {size['pageSize']}",
         )
         for size in section
     ]
@@ -252,7 +252,7 @@ def rdma(directory: str, section: dict[str, Section], man: str = "cgroup-v1") ->
         text = device
         text += f" hca_handle={handles}" if handles is not None else ""
         text += f" hca_object={objects}" if objects is not None else ""
-        step = limit(directory, "rdma.max", text, f"Limit what it takes of adapter {device}")
+        step = limit(directory, "rdma.max", text, f"limit what it takes of adapter {device}")
         step.man = f"{man}: rdma.max"
         plan.append(step)
     return plan
@@ -268,10 +268,10 @@ def devices(directory: str, section: list[Section]) -> Plan:
             "cgroup.v1.edit_devices",
             directory,
             edits,
-            why="Deny every device, then allow those on the list"
+            why="deny every device, then allow those on the list"
             if not default
-            else "Allow every device except those on the list",
-            shell="; ".join(f"echo {text} > {directory}/devices.{verb}" for verb, text in edits),
+            else "allow every device except those on the list",
+            shell="; ".join(f"echo '{text}' > {directory}/devices.{verb}" for verb, text in edits),
             man="cgroup-v1: devices.allow",
         )
     ]

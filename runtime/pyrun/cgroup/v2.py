@@ -69,14 +69,14 @@ def memory(directory: str, section: Section) -> Plan:
         both = -1
     if both:
         swap = both - most if both > 0 else "max"
-        why = f"Limit its swap to {swap}"
+        why = f"limit its swap to {swap}"
         # Nothing to limit is what "no limit" asks for.
         plan.append(limit(directory, "memory.swap.max", swap, why, swap == "max"))
     if most:
-        why = f"Limit memory to {v1.amount(most)}"
+        why = f"limit memory to {v1.amount(most)}"
         plan.append(limit(directory, "memory.max", at_most(most), why))
     if section.get("reservation"):
-        why = "Leave it this much memory when the host runs short"
+        why = "leave it this much memory when the host runs short"
         plan.append(limit(directory, "memory.low", at_most(section["reservation"]), why))
     return plan
 
@@ -104,31 +104,31 @@ def cpu(directory: str, section: Section) -> Plan:
     plan: Plan = []
     if section.get("idle") is not None:
         why = (
-            "Run it only when nothing else wants the CPU" if section["idle"] else "Run it as usual"
+            "run it only when nothing else wants the CPU" if section["idle"] else "run it as usual"
         )
         plan.append(limit(directory, "cpu.idle", section["idle"], why))
     if section.get("shares") and not section.get("idle"):
         value = weight(section["shares"])
-        why = f"Give it the weight {value} ({section['shares']} shares) when the CPU is short"
+        why = f"give it the weight {value} ({section['shares']} shares) when the CPU is short"
         plan.append(limit(directory, "cpu.weight", value, why))
     quota, period, burst = (section.get(key) or 0 for key in ("quota", "period", "burst"))
     if quota:
         text = f"{at_most(quota)} {period}" if period else f"{at_most(quota)}"
         every = f"in every {period} µs" if period else "in every period"
-        plan.append(limit(directory, "cpu.max", text, f"Let it run {at_most(quota)} µs {every}"))
+        plan.append(limit(directory, "cpu.max", text, f"let it run {at_most(quota)} µs {every}"))
     elif period:
         plan.append(
             Step(
                 "cgroup.v2.set_period",
                 f"{directory}/cpu.max",
                 period,
-                why=f"Count its CPU time in periods of {period} µs",
+                why=f"count its CPU time in periods of {period} µs",
                 shell=f"read q p < {directory}/cpu.max; echo $q {period} > {directory}/cpu.max",
                 man="cgroup-v2: cpu.max",
             )
         )
     if burst:
-        why = f"Let it save up to {burst} µs of unused quota"
+        why = f"let it save up to {burst} µs of unused quota"
         plan.append(limit(directory, "cpu.max.burst", burst, why))
     return plan
 
@@ -179,7 +179,7 @@ def io(directory: str, section: Section) -> Plan:
     for key, word, what in THROTTLES:
         for device in section.get(key) or ():
             number, rate = f"{device['major']}:{device['minor']}", device["rate"] or "max"
-            why = f"Limit {what} on {number} to {rate} a second"
+            why = f"limit {what} on {number} to {rate} a second"
             plan.append(limit(directory, "io.max", f"{number} {word}={rate}", why))
     return plan
 
@@ -192,7 +192,7 @@ def any_weight(directory: str, device: str, value: int) -> Step:
     return Step(
         "cgroup.files.set_any",
         [[bfq, f"{device}{value}"], [cost, f"{device}{io_weight(value)}"]],
-        why=f"Give its accesses to {device.strip() or 'disks'} the weight {value}",
+        why=f"give its accesses to {device.strip() or 'disks'} the weight {value}",
         shell=f"echo {device}{value} > {bfq}",
         man="cgroup-v2: io.weight",
     )
@@ -202,7 +202,7 @@ def hugetlb(directory: str, section: list[Section]) -> Plan:
     """Huge pages, by page size: those in use, and those promised to a mapping."""
     plan: Plan = []
     for size in section:
-        why = f"Limit huge pages of {size['pageSize']}"
+        why = f"limit huge pages of {size['pageSize']}"
         name, value = f"hugetlb.{size['pageSize']}", at_most(size["limit"])
         plan.append(limit(directory, f"{name}.max", value, why))
         # Without it a process maps more than it may touch and dies of SIGBUS; new in Linux 5.7.
@@ -220,7 +220,7 @@ def devices(directory: str, section: list[Section]) -> Plan:
             directory,
             default,
             [list(rule) for rule in rules],
-            why=f"Let a small program in the kernel decide on devices: {listed or default}",
+            why=f"let a small program in the kernel decide on devices: {listed or default}",
             shell=f"bpftool cgroup attach {directory} cgroup_device pinned PROGRAM multi",
             man="bpf(2): BPF_PROG_TYPE_CGROUP_DEVICE",
         )

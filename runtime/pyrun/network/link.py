@@ -48,7 +48,6 @@ def host_name(paths: Paths, name: str) -> str:
 def plan_attach(paths: Paths, net: NodeNetwork, lease: Lease, name: str, netns: str) -> list[Step]:
     """Plug the namespace pinned at `netns` into the node's bridge as sandbox `name`."""
     veth = host_name(paths, name)
-    inside = f"ip -n {netns.rpartition('/')[2]}"
     plan = [
         _sysctl_step(netns, EVERYBODY + NO_AUTOCONF),
         Step(
@@ -80,7 +79,7 @@ def plan_attach(paths: Paths, net: NodeNetwork, lease: Lease, name: str, netns: 
                 address,
                 prefix,
                 why=f"give the pod its address {address}",
-                shell=f"{inside} address add {address}/{prefix} dev eth0"
+                shell=_typed(netns, f"ip address add {address}/{prefix} dev eth0")
                 + (" nodad" if ":" in address else ""),
                 man="ip-address(8)",
             )
@@ -94,7 +93,7 @@ def plan_attach(paths: Paths, net: NodeNetwork, lease: Lease, name: str, netns: 
                 "eth0",
                 gateway,
                 why=f"send everything that is not on the bridge to {gateway}, the node",
-                shell=f"{inside} route add default via {gateway} dev eth0",
+                shell=_typed(netns, f"ip route add default via {gateway} dev eth0"),
                 man="ip-route(8)",
             )
         )
@@ -142,7 +141,7 @@ def _sysctl_step(netns: str, values: list[tuple[str, str]]) -> Step:
         netns,
         [list(pair) for pair in values],
         why="set what the pod's interfaces are born with, and who may open ports and ping",
-        shell=f"ip netns exec {netns.rpartition('/')[2]} sysctl -w {settings}",
+        shell=_typed(netns, f"sysctl -w {settings}"),
         man="sysctl(8)",
     )
 
@@ -153,9 +152,19 @@ def _up_step(netns: str, name: str, why: str) -> Step:
         netns,
         name,
         why=why,
-        shell=f"ip -n {netns.rpartition('/')[2]} link set {name} up",
+        shell=_typed(netns, f"ip link set {name} up"),
         man="ip-link(8)",
     )
+
+
+def _typed(netns: str, command: str) -> str:
+    """How one types a command that acts in a namespace: iproute2 knows those in its directory."""
+    directory, _, name = netns.rpartition("/")
+    if directory != "/run/netns":
+        return f"nsenter --net={netns} {command}"
+    if command.startswith("ip "):
+        return f"ip -n {name} {command[3:]}"
+    return f"ip netns exec {name} {command}"
 
 
 def add_veth(veth: str, bridge: str, mtu: int, netns: str, ip4: str, ipv6: bool) -> None:

@@ -257,7 +257,7 @@ def plan_publish(
             *arguments,
             why="lead " + ", ".join(map(str, ports)) + f" to {ip4}",
             undo=("network.publish.delete", arguments),
-            shell="; ".join(publish.commands("add", "inet", "inet", *arguments)),
+            shell=_typed("add", arguments),
             man="nft(8)",
         )
     ]
@@ -275,10 +275,15 @@ def plan_unpublish(
             "network.publish.delete",
             *arguments,
             why="no longer lead " + ", ".join(map(str, ports)) + f" to {ip4}",
-            shell="; ".join(publish.commands("delete", "inet", "inet", *arguments)),
+            shell=_typed("delete", arguments),
             man="nft(8)",
         )
     ]
+
+
+def _typed(verb: str, arguments: tuple[str, str, list[list[str | int]], str, str | None]) -> str:
+    lines = publish.commands(verb, "inet", "inet", *arguments)
+    return "\n".join(f"nft '{line}'" for line in lines)
 
 
 def plan_sweep(net: NodeNetwork, name: str) -> list[Step]:

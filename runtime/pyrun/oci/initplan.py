@@ -221,8 +221,8 @@ def _rootfs(
                 overlay.upperdir,
                 overlay.workdir,
                 overlay.volatile,
-                why=f"mount the rootfs: {len(overlay.lowerdirs)} read-only layers "
-                "under this container's own upper directory",
+                why=f"mount the rootfs: {_layers(len(overlay.lowerdirs))} under this container's "
+                "own upper directory",
                 shell=f"mount -t overlay overlay -o lowerdir={layers},"
                 f"upperdir={overlay.upperdir},workdir={overlay.workdir}"
                 f"{',volatile' if overlay.volatile else ''} {rootfs}",
@@ -240,6 +240,10 @@ def _rootfs(
             )
         )
     return plan
+
+
+def _layers(count: int) -> str:
+    return "one read-only layer" if count == 1 else f"{count} read-only layers"
 
 
 def mount_options(options: list[str]) -> tuple[int, list[int], str]:
@@ -276,7 +280,12 @@ def _mounts(config: dict[str, Any]) -> Plan:
                     why=f"bind {source} at {target}"
                     + (", read-only" if flags & const.MS_RDONLY else ""),
                     shell=f"mount --{'r' if flags & const.MS_REC else ''}bind {source} "
-                    f"$ROOTFS{target}",
+                    f"$ROOTFS{target}"
+                    + (
+                        f" && mount -o remount,bind,ro $ROOTFS{target}"
+                        if flags & const.MS_RDONLY
+                        else ""
+                    ),
                     man="mount(2)",
                 )
             )
@@ -338,7 +347,11 @@ def _devices(config: dict[str, Any]) -> Plan:
         )
     plan += [
         Step(
-            "symlink", target, path, why=f"link {path} to {target}", shell=f"ln -s {target} {path}"
+            "symlink",
+            target,
+            path,
+            why=f"link {path} to {target}",
+            shell=f"ln -s {target} $ROOTFS{path}",
         )
         for target, path in SYMLINKS
     ]

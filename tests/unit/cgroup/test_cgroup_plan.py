@@ -228,7 +228,7 @@ def test_every_step_explains_itself(v1: Layout, v2: Layout) -> None:
         plan = api.plan_create(layout, "pyrun/web", resources)
         for step in plan + api.plan_remove(layout, "pyrun/web"):
             assert step.why and step.shell and step.man
-            assert step.why[0].isupper()
+            assert step.why[0].islower()
             assert ("cgroup-v1" not in step.man) or layout is v1
 
 

@@ -65,7 +65,9 @@ def commands(*texts: str, ipv6: bool = True) -> list[str]:
     wanted = [port for text in texts for port in parse_publish(text)]
     ip6 = "fd66::2" if ipv6 else None
     (step,) = plan_publish(paths, net, "web", wanted, "10.66.0.2", ip6)
-    return [c.partition(f" {net.table} ")[2] for c in step.shell.split("; ")]
+    lines = step.shell.splitlines()
+    assert all(line.startswith("nft 'add element ") and line[-1] == "'" for line in lines)
+    return [line[:-1].partition(f" {net.table} ")[2] for line in lines]
 
 
 def test_a_port_on_every_address_is_in_the_maps_of_both_families() -> None:
