@@ -23,7 +23,7 @@ from pyrun.errors import PyrunError
 from pyrun.explain import steps
 from pyrun.pod import kubeyaml, verbs
 from pyrun.pod.model import PodSpec
-from support import DEADLINE, PYRUN, Node, namespace, read, status_of, veth, wait_until
+from support import DEADLINE, PYRUN, Node, namespace, read, running, status_of, veth, wait_until
 
 POD = """
 apiVersion: v1
@@ -144,6 +144,22 @@ def test_a_failure_after_any_step_of_create_undoes_everything(
         assert code == 1
         left = pyrun.traces() - before
         assert not left, f"after step {after}"
+    assert after > 40
+
+
+def test_a_failure_of_a_nodes_first_pod_takes_the_bridge_away_again(
+    pyrun: Node, spec: PodSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYRUN_POD_CIDR", "PYRUN_POD_CIDR6"):
+        monkeypatch.setenv(name, pyrun.env[name])
+    pyrun("network", "rm")
+    for after in range(1, 200, 3):
+        code = in_child(lambda: verbs.create(pyrun.paths, spec), after, fail)
+        if code == 0:
+            break
+        assert code == 1
+        assert not os.path.exists(f"/sys/class/net/{pyrun.paths.bridge}"), f"after step {after}"
+        assert pyrun.paths.nft_table not in running("nft", "list", "tables"), f"after step {after}"
     assert after > 40
 
 
@@ -360,3 +376,34 @@ def finish(processes: list[subprocess.Popen[bytes]]) -> None:
         with process:
             _, said = process.communicate(timeout=60)
             assert process.returncode == 0, said
+
+
+def test_a_storm_of_verbs_on_one_pod(pyrun: Node) -> None:
+    """Whatever comes between whatever: every answer is an orderly one, and nothing is left."""
+    before = pyrun.traces()
+    dice = random.Random(7)
+    choices = (
+        ("pod", "create", "--name", "web", "--container", f"a={SLEEPER}", "--container", SLEEPER),
+        ("pod", "start", "web"),
+        ("pod", "stop", "-t", "0", "web"),
+        ("pod", "restart", "-t", "0", "web"),
+        ("pod", "kill", "web"),
+        ("pod", "rm", "-f", "web"),
+        ("pod", "ps"),
+        ("pod", "inspect", "web"),
+        ("run", "-d", "--pod", "web", "--name", "web-late", "busybox", "sleep", "1000"),
+        ("rm", "-f", "web-late"),
+        ("restart", "-t", "0", "web-a"),
+    )
+    for _ in range(6):
+        storm = [choices[0], *(dice.choice(choices) for _ in range(7))]
+        processes = [pyrun.spawn(*words, stdin=subprocess.DEVNULL) for words in storm]
+        for words, process in zip(storm, processes, strict=True):
+            with process:
+                _, said = process.communicate(timeout=60)
+            assert process.returncode in (0, 125), (words, said)
+            assert b"Traceback" not in said, (words, said)
+            assert b"left behind" not in said, (words, said)
+    pyrun("pod", "rm", "-f", "web")
+    pyrun("rm", "-f", "web-late")
+    wait_until(lambda: pyrun.traces() <= before, "nothing is left", 5)
