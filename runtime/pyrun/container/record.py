@@ -104,7 +104,7 @@ def container(paths: Paths, name: str) -> dict[str, Any]:
     record = records.read(f"{paths.container(name)}/record.json")
     if record is None:
         raise NotFound(
-            f"container {name} is only half made: it is being created just now, or that was interrupted",
+            f"container {name} is only half made: its creation goes on, or was interrupted",
             hint=f"`pyrun rm -f {name}` removes what is there",
         )
     return dict(record)
@@ -115,7 +115,7 @@ def sandbox(paths: Paths, name: str) -> dict[str, Any]:
     record = records.read(f"{paths.sandbox(name)}/record.json")
     if record is None:
         raise NotFound(
-            f"pod {name} is only half made: it is being created just now, or that was interrupted",
+            f"pod {name} is only half made: its creation goes on, or was interrupted",
             hint=f"`pyrun pod rm -f {name}` removes what is there",
         )
     return dict(record)

@@ -296,7 +296,7 @@ def _network(paths: Paths, record: dict[str, Any], facts: Facts) -> Plan:
     if facts.net is None or facts.lease is None:
         return []
     return [
-        *node.plan_node(paths, facts.net),
+        *node.plan_node(paths, facts.net, name),
         *ipam.plan_lease(paths, facts.lease, name),
         *link.plan_attach(paths, facts.net, facts.lease, name, netns),
         *ports.plan_publish(paths, facts.net, name, facts.ports, facts.lease.ip4, facts.lease.ip6),

@@ -186,6 +186,11 @@ def leases(paths: Paths) -> dict[str, str]:
     return {address: found[address] for address in sorted(found, key=to_bytes)}
 
 
+def holders(directory: str) -> list[str]:
+    """Who holds the addresses in `directory`."""
+    return [owner for _, owner in _entries(directory)]
+
+
 def _entries(directory: str) -> list[tuple[str, str]]:
     found = []
     try:

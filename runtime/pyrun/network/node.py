@@ -148,12 +148,11 @@ def uplink_mtu(rtnl: netlink.Netlink) -> int:
     return DEFAULT_MTU
 
 
-def plan_node(paths: Paths, net: NodeNetwork) -> list[Step]:
+def plan_node(paths: Paths, net: NodeNetwork, name: str = "") -> list[Step]:
     """What is still missing for pods to be plugged in; empty when everything is in place.
 
     Take the lease first and plan then: `remove_unused`, the undo of these steps, spares a node on
-    which anybody holds a lease. In the plan these steps come before the lease's, so that a failing
-    first pod has given its own lease back when they are undone.
+    which anybody holds a lease, but for `name`, the sandbox that is being made.
     Raises Conflict where the node range overlaps a route the host has.
     """
     with netlink.Netlink() as rtnl:
@@ -167,7 +166,7 @@ def plan_node(paths: Paths, net: NodeNetwork) -> list[Step]:
     plan: list[Step] = []
     wanted = [(to_bytes(a), int(p)) for a, _, p in (g.partition("/") for g in net.gateways)]
     if any(address not in present for address in wanted):
-        plan.append(_bridge_step(paths, net))
+        plan.append(_bridge_step(paths, net, name))
     for name, value, why in _sysctls(net, via_ra):
         if sysctl.read(name) != value:
             plan.append(
@@ -189,7 +188,7 @@ def plan_node(paths: Paths, net: NodeNetwork) -> list[Step]:
                 net.bridge,
                 net.layer3,
                 why="load the rules: publish ports, masquerade what leaves the pod network",
-                undo=("network.node.remove_unused", _removal(paths)),
+                undo=("network.node.remove_unused", _removal(paths, name)),
                 shell=f"nft list table inet {net.table}",
                 man="nft(8)",
             )
@@ -209,7 +208,7 @@ def _keep_step(paths: Paths, net: NodeNetwork) -> Step:
     )
 
 
-def _bridge_step(paths: Paths, net: NodeNetwork) -> Step:
+def _bridge_step(paths: Paths, net: NodeNetwork, name: str) -> Step:
     addresses = " && ".join(f"ip address add {a} dev {net.bridge}" for a in net.gateways)
     return Step(
         "network.node.add_bridge",
@@ -218,7 +217,7 @@ def _bridge_step(paths: Paths, net: NodeNetwork) -> Step:
         net.mtu,
         net.gateways,
         why=f"make the switch {net.bridge} that pods plug into; its address is their gateway",
-        undo=("network.node.remove_unused", _removal(paths)),
+        undo=("network.node.remove_unused", _removal(paths, name)),
         shell=f"ip link add {net.bridge} mtu {net.mtu} type bridge && {addresses}"
         f" && ip link set {net.bridge} up",
         man="ip-link(8)",
@@ -372,16 +371,17 @@ def plan_node_remove(paths: Paths, net: NodeNetwork) -> list[Step]:
     ]
 
 
-def _removal(paths: Paths) -> tuple[str, str, str, str]:
-    return ipam.lock_path(paths), paths.leases, paths.bridge, paths.nft_table
+def _removal(paths: Paths, name: str = "") -> tuple[str, str, str, str, str]:
+    return ipam.lock_path(paths), paths.leases, paths.bridge, paths.nft_table, name
 
 
-def remove_unused(lock: str, leases: str, bridge: str, table: str) -> None:
-    """Delete bridge and table, unless somebody holds a lease or a port; not there is fine."""
+def remove_unused(lock: str, leases: str, bridge: str, table: str, name: str = "") -> None:
+    """Delete bridge and table, unless somebody holds a port, or a lease that is not `name`'s; not
+    there is fine."""
     with records.Lock(lock), netlink.Netlink() as rtnl:
         link = netlink.find_link(rtnl, bridge)
         ports = [port for port in netlink.links(rtnl) if link and port.master == link.index]
-        held = os.path.isdir(leases) and os.listdir(leases)
+        held = set(ipam.holders(leases)) - {name}
         if not held and not ports:
             netlink.delete_link(rtnl, bridge)
             nat.remove(table)
