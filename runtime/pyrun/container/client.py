@@ -132,6 +132,23 @@ def wait_for_end(pid: int, ticks: int, seconds: float) -> bool:
         os.close(fd)
 
 
+def end_within(seconds: float, ends: list[list[Any]]) -> None:
+    """Wait until processes have ended; after `seconds` kill what is left in their cgroups.
+
+    ends  pid, start time, and what `cgroup.files.kill_all` takes, of each
+    """
+    import time
+
+    from pyrun.cgroup import files as cgroup_files
+
+    deadline = time.monotonic() + seconds
+    for pid, ticks, *group in ends:
+        if not wait_for_end(pid, ticks, max(0.0, deadline - time.monotonic())):
+            cgroup_files.kill_all(*group)
+            process.kill_pid(pid, ticks, 9)
+            wait_for_end(pid, ticks, 10.0)
+
+
 def launch_members(root: str, run_root: str, sandbox: str, names: list[str]) -> None:
     """Ask the supervisor to launch members, all at once, and wait until each executes.
 

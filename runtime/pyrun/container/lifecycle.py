@@ -228,7 +228,12 @@ def plan_start(
     group = sandbox.cgroup_path(paths, layout, sandbox_name, name)
     plan = [
         *cgroup.plan_create(layout, group, config["linux"]["resources"]),
-        Step("kernel.files.mkdir", paths.rootfs, why="have the empty directory where rootfs go"),
+        Step(
+            "kernel.files.mkdir",
+            paths.rootfs,
+            why="have an empty directory to mount the rootfs on; each sees only its own there",
+            shell=f"mkdir -p {paths.rootfs}",
+        ),
         Step(
             "container.files.write_order",
             run,
@@ -266,6 +271,56 @@ def plan_launch(paths: Paths, sandbox_name: str, names: list[str]) -> Plan:
             man="clone(2)",
         )
     ]
+
+
+def plan_stop(
+    paths: Paths,
+    running: list[tuple[dict[str, Any], Any, int]],
+    layout: cgroup.Layout,
+    seconds: float,
+) -> Plan:
+    """Ask members of one sandbox to end, all at once, and kill those that take too long.
+
+    running  record, status and stop signal of each
+    """
+    plan = [
+        Step(
+            "kernel.process.kill_pid",
+            status.pid,
+            status.ticks,
+            signal,
+            why=f"ask {record['name']} to end: signal {signal} to its first process",
+            shell=f"kill -{signal} {status.pid}",
+            man="pidfd_send_signal(2)",
+        )
+        for record, status, signal in running
+    ]
+    if not running:
+        return plan
+    groups = [
+        cgroup.killing(
+            layout, sandbox.cgroup_path(paths, layout, record["sandbox"], record["name"])
+        )
+        for record, _, _ in running
+    ]
+    ends = [
+        [status.pid, status.ticks, *group]
+        for (_, status, _), group in zip(running, groups, strict=True)
+    ]
+    plan.append(
+        Step(
+            "container.client.end_within",
+            seconds,
+            ends,
+            why=f"wait up to {seconds:g} s for the end, then kill whatever is in the cgroup",
+            shell="\n".join(
+                f"timeout {seconds:g} tail --pid={status.pid} -f /dev/null || kill -9 {status.pid}"
+                for _, status, _ in running
+            ),
+            man="pidfd_open(2)",
+        )
+    )
+    return plan
 
 
 def plan_member_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Plan:

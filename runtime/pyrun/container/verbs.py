@@ -436,9 +436,8 @@ def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
     if status.word == "paused":
         cgroup.thaw(layout, sandbox.cgroup_path(paths, layout, record["sandbox"], name))
     seconds = record["stop_timeout"] if timeout is None else timeout
-    process.kill_pid(status.pid, status.ticks, parse_signal(record["stop_signal"]))
-    if not client.wait_for_end(status.pid, status.ticks, seconds):
-        kill_all(paths, record, layout)
+    signal = parse_signal(record["stop_signal"])
+    steps.run(lifecycle.plan_stop(paths, [(record, status, signal)], layout, seconds))
     settle(paths, record)
 
 

@@ -271,7 +271,6 @@ def launch_plan(
 
 def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
     """Stop all members at once, each within its grace period, then take the sandbox down."""
-    import time
 
     record = records_of.sandbox(paths, name)
     grace = float(record.get("grace", 10)) if timeout is None else timeout
@@ -282,14 +281,9 @@ def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
         if status.running:
             if status.word == "paused":
                 cgroup.thaw(layout, sandbox.cgroup_path(paths, layout, name, member["name"]))
-            process.kill_pid(status.pid, status.ticks, parse_signal(member["stop_signal"]))
-            running.append((member, status))
-    deadline = time.monotonic() + grace
-    for member, status in running:
-        left = max(0.0, deadline - time.monotonic())
-        if not client.wait_for_end(status.pid, status.ticks, left):
-            container_verbs.kill_all(paths, member, layout)
-    for member, _ in running:
+            running.append((member, status, parse_signal(member["stop_signal"])))
+    steps.run(lifecycle.plan_stop(paths, running, layout, grace))
+    for member, _, _ in running:
         container_verbs.wait(paths, member["name"])
     with sandbox.lock(paths, name):
         container_verbs.clear(paths, record, layout)
