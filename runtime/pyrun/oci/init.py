@@ -345,9 +345,7 @@ class Init:
         self.root = os.open("/", const.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.pivoted = True
 
-    def sysctl(self, key: str, value: str) -> None:
-        # Names of interfaces hold dots; a key given with slashes keeps them.
-        path = key if "/" in key else key.replace(".", "/")
+    def sysctl(self, path: str, value: str) -> None:
         fd = files.open_in_root(self.root, f"proc/sys/{path}", os.O_WRONLY)
         try:
             os.write(fd, value.encode())

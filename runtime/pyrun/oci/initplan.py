@@ -381,6 +381,11 @@ IPC_SYSCTLS = frozenset(
 )
 
 
+def sysctl_file(key: str) -> str:
+    """The file below /proc/sys: a key with slashes keeps its dots (`net/ipv4/conf/eth0.1/…`)."""
+    return key if "/" in key else key.replace(".", "/")
+
+
 def check_sysctl(key: str, kinds: set[str]) -> None:
     """Only what belongs to a namespace of the container's own may be set; anything else would be
     the host's. Raises BadInput. Source: namespaces(7), and which /proc/sys files are per namespace.
@@ -388,6 +393,8 @@ def check_sysctl(key: str, kinds: set[str]) -> None:
     kinds  the namespaces that are not the host's
     """
     name = key.replace("/", ".")
+    if set(sysctl_file(key).split("/")) & {"", ".", ".."}:
+        raise BadInput(f"linux.sysctl: {key!r} is not the name of a sysctl")
     if name.startswith("net."):
         needed = "network"
     elif name in IPC_SYSCTLS or name.startswith("fs.mqueue."):
@@ -419,7 +426,7 @@ def _sysctls(config: dict[str, Any]) -> Plan:
     return [
         Step(
             "sysctl",
-            key,
+            sysctl_file(key),
             value,
             why=f"set {key} in the container's namespaces",
             shell=f"sysctl -w {key}={value}",

@@ -157,7 +157,19 @@ def test_mount_options(options: list[str], flags: int, propagation: list[int], d
 
 
 @pytest.mark.parametrize(
-    "key", ["kernel.panic", "vm.swappiness", "fs.file-max", "kernel.hostname", "net", "dev.x"]
+    "key",
+    [
+        "kernel.panic",
+        "vm.swappiness",
+        "fs.file-max",
+        "kernel.hostname",
+        "net",
+        "dev.x",
+        "net..x",
+        "net.ipv4/../../kernel/panic",
+        "net/../kernel/panic",
+        "/net/x",
+    ],
 )
 def test_sysctls_of_the_host_are_refused(key: str) -> None:
     with pytest.raises(BadInput):
