@@ -62,7 +62,10 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="pyrun-bench.", dir="/var/tmp"))
     again = [*sys.argv[1:], "--inside", str(work)]
     os.environ["PYRUN_BENCH_RESULT"] = str(stem)
-    code = lab.enter(Path(__file__).resolve(), again, work)
+    try:
+        code = lab.enter(Path(__file__).resolve(), again, work)
+    except KeyboardInterrupt:
+        code = 130
     took = f"{time.monotonic() - begin:.0f} s"
     if code:
         print(f"bench: FAILED after {took} (exit {code}); everything it made has been removed")

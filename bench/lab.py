@@ -11,10 +11,12 @@ Next: `engines.py`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,8 +79,17 @@ def make_cgroups() -> list[Path]:
 
 
 def remove_cgroup(directory: Path) -> None:
+    """Remove a cgroup with all below it, once the last process that was killed has left."""
+    deadline = time.monotonic() + 5
     for below, _, _ in os.walk(directory, topdown=False):
-        os.rmdir(below)
+        while True:
+            try:
+                os.rmdir(below)
+                break
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
 
 # inside
