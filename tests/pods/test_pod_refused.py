@@ -149,18 +149,16 @@ def test_a_lone_container_is_no_pod(pyrun: Node) -> None:
     assert "is a container, not a pod" in pyrun.fails(125, "run", "--pod", name, "busybox", "true")
 
 
-PLACES = ("containers", "ids", "sandboxes")
-
-
-def full_disk(node: Node, size: str, command: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell line whose `"$@"` is pyrun, with what pyrun writes of its own on a tmpfs of
-    `size`, in a mount namespace of the test's own. The images are the node's."""
-    root = node.paths.root
+def on_a_full_disk(
+    node: Node, places: list[str], pages: int, command: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell line whose `"$@"` is pyrun, where each of the places is a file system of so many
+    pages: a small file takes one. In a mount namespace of the test's own."""
     script = f"""
         set -e
-        for place in {" ".join(PLACES)}; do
-            mkdir -p {root}/$place
-            mount -t tmpfs -o size={size},nr_inodes=1k none {root}/$place
+        for place in {" ".join(places)}; do
+            mkdir -p $place
+            mount -t tmpfs -o size={pages * os.sysconf("SC_PAGESIZE")} none $place
         done
         {command}
     """
@@ -170,24 +168,30 @@ def full_disk(node: Node, size: str, command: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def test_a_full_disk(pyrun: Node) -> None:
-    """Whatever step the space runs out at, all is undone. One page (4k) is one small file."""
+@pytest.mark.parametrize("where", ["root", "run root"])
+def test_a_full_disk(pyrun: Node, where: str) -> None:
+    """Whatever step the space runs out at, all is undone."""
+    if where == "root":
+        places = [pyrun.paths.containers, pyrun.paths.ids, pyrun.paths.sandboxes]
+    else:
+        run = pyrun.paths.run_root
+        places = [f"{run}/containers", f"{run}/leases", f"{run}/sandboxes"]
     before = pyrun.traces()
-    for pages in range(1, 12, 2):
-        done = full_disk(
-            pyrun, f"{pages * 4}k",
+    for pages in range(1, 20, 2):
+        done = on_a_full_disk(
+            pyrun, places, pages,
             f"""code=0; "$@" pod create --name web --container 'a={SLEEPER}' \
             --container 'b={SLEEPER}' || code=$?
-            ls {' '.join(f"{pyrun.paths.root}/{p}" for p in PLACES)}
+            ls {" ".join(places)}
             "$@" pod rm -f web >&2; exit $code""",
         )  # fmt: skip
         if done.returncode == 0:
             break
         assert done.returncode == 125, done.stderr
         assert "ENOSPC" in done.stderr and "file system is full" in done.stderr
-        assert done.stdout.split() == [f"{pyrun.paths.root}/{place}:" for place in PLACES]
+        assert done.stdout.split() == [f"{place}:" for place in places], done.stderr
         assert pyrun.traces() == before, f"{pages} pages"
-    assert pages > 1
+    assert 1 < pages < 19
     assert pyrun.traces() == before
 
 

@@ -148,6 +148,12 @@ class Member:
             self.starter.send(answer)
             self.starter = None
 
+    def give_up(self) -> None:
+        """Kill a process that still sets itself up: it may be in no cgroup yet that tells whose
+        it is, and nobody would find it later."""
+        if self.launched is not None and not self.executing and self.code is None:
+            process.pidfd_send_signal(self.launched.pidfd, 9)
+
     # output and input
 
     def read(self, fd: int, *, last: bool = False) -> bool:

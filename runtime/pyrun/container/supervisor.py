@@ -214,6 +214,8 @@ class Supervisor:
         client.send({})
 
     def do_quit(self, client: Client, asked: dict[str, Any], fds: list[int]) -> None:
+        for member in self.members.values():
+            member.give_up()
         client.send({})
         self.quitting = True
 

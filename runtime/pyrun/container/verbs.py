@@ -533,6 +533,8 @@ def half_made_container(paths: Paths, name: str) -> dict[str, Any]:
 def sweep(paths: Paths, name: str) -> None:
     """`rm -f` of a name no container or pod has. A `create` that was killed before it could make
     the directory may have left a member that is counted, a sandbox, or an address."""
+    if os.path.isdir(paths.container(name)):
+        return  # it is one, and `pod rm` meant no container
     record = records.read(f"{paths.sandbox(name)}/record.json")
     if os.path.isdir(paths.sandbox(name)):
         if record is None or not record["pod"]:
