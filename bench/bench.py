@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,7 @@ def main() -> int:
     if arguments.inside:
         measure(arguments, Path(arguments.inside))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way, clean up
     begin = time.monotonic()
     stem = CHECKOUT / "bench" / "results" / time.strftime("%Y-%m-%d-%H%M%S")
     if "unpack" in arguments.suites:
