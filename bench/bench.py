@@ -1,7 +1,7 @@
 """Measure pyrun side by side with its peers; run by script/bench. Standard library only.
 
     script/bench                       everything, about six minutes
-    script/bench --quick               a look, about one minute
+    script/bench --quick               a look, about two minutes
     script/bench --only pods,exec      some of it
 
 The figures go to bench/results/DATE.txt, every single sample to DATE.json beside it.
