@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from network_lab import DEADLINE, Lab, Node, source_seen
 
-from pyrun.errors import BadInput, Conflict, KernelError, StepFailed
+from pyrun.errors import BadInput, Conflict, KernelError
 from pyrun.explain import steps
 from pyrun.kernel import nft
 from pyrun.kernel.netlink import Inside
@@ -255,7 +255,7 @@ def test_publishing_on_another_pods_port_fails_as_a_whole(lab: Lab) -> None:
     with Inside(here.path):
         net = node.node_network(here.paths)
         wanted = [Port("", 9000, 80), Port("", 8080, 80)]
-        with pytest.raises(StepFailed, match="EEXIST"):
+        with pytest.raises(Conflict, match="8080: it is taken by pod one"):
             steps.run(ports.plan_publish(here.paths, net, "two", wanted, "10.66.0.9", "fd66::9"))
     assert here.rules() == before
 

@@ -287,6 +287,17 @@ def test_start_gives_running_members_a_new_supervisor(pyrun: Node) -> None:
     assert member_pid(pyrun, "web", "a") != before
 
 
+def test_the_port_of_a_pod_without_supervisor_is_still_its_own(pyrun: Node) -> None:
+    port = free_port()
+    make(pyrun, "web", f"a={SLEEPER}", flags=("-p", f"{port}:80"))
+    kill_supervisor(pyrun, "web")
+    before = pyrun.traces()
+    create = ("pod", "create", "--name", "two", "-p", f"{port}:80", "--container", SLEEPER)
+    assert "taken by pod web, whose supervisor has died" in pyrun.fails(125, *create)
+    assert pyrun.traces() == before
+    assert "pyrun pod start web" in pyrun.fails(125, "exec", "web-a", "true")
+
+
 def test_a_pod_starts_again_after_a_reboot(pyrun: Node, spec: PodSpec) -> None:
     """As far as pyrun can see: no processes, namespaces, cgroups and mounts, an empty run root."""
     verbs.create(pyrun.paths, spec)

@@ -36,7 +36,8 @@ class Connection:
             self.socket.close()
             raise PyrunError(
                 f"the supervisor of {sandbox} does not answer: {steps.describe(error)}",
-                hint=f"`pyrun stop {sandbox}` and `start` set it up again; `rm -f` removes it",
+                hint=f"`pyrun pod start {sandbox}` gives a pod a new one; a container needs "
+                f"`pyrun restart {sandbox}`",
             ) from error
 
     def send(self, value: Any, fds: tuple[int, ...] = ()) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import zlib
 
+from pyrun.errors import Conflict, KernelError
 from pyrun.explain.steps import Step
 from pyrun.kernel import carrier, netlink
 from pyrun.kernel.netlink import Inside
@@ -168,12 +169,20 @@ def _typed(netns: str, command: str) -> str:
 
 
 def add_veth(veth: str, bridge: str, mtu: int, netns: str, ip4: str, ipv6: bool) -> None:
-    """Raises KernelError: ENODEV where the bridge is missing, EEXIST where the name is taken."""
+    """Raises KernelError (ENODEV where the bridge is missing) and Conflict for a taken name."""
     fd = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with netlink.Netlink() as rtnl:
             master = netlink.link(rtnl, bridge).index
-            netlink.add_veth(rtnl, veth, master, mtu, "eth0", mac_for(ip4), fd)
+            try:
+                netlink.add_veth(rtnl, veth, master, mtu, "eth0", mac_for(ip4), fd)
+            except KernelError as error:
+                if error.errno != 17:  # EEXIST
+                    raise
+                raise Conflict(
+                    f"the interface {veth} is there already: {error}",
+                    hint=f"left by a crash? `ip link delete {veth}`",
+                ) from error
             netlink.set_port_up(rtnl, veth, ipv6=ipv6)
     finally:
         os.close(fd)

@@ -6,7 +6,7 @@ The maps and the rules that ask them are in `nat.py`, what users write is in `po
 
 from __future__ import annotations
 
-from pyrun.errors import KernelError
+from pyrun.errors import Conflict, KernelError
 from pyrun.kernel import conntrack, netlink, nft
 from pyrun.network import nat
 from pyrun.network.address import to_bytes
@@ -65,15 +65,33 @@ def _comment(name: str) -> str:
 
 
 def add(table: str, name: str, ports: Sequence[Row], ip4: str, ip6: str | None) -> None:
-    """Add the elements, all or none. Raises KernelError (EEXIST: another pod's port).
+    """Add the elements, all or none. Raises Conflict where a port leads to another pod already.
 
     Flows of UDP that began before are forgotten, so that they are led to the pod too.
     """
     families = nat.family_of(table, "ip"), nat.family_of(table, "ip6")
-    nft.run("\n".join(commands("add", *families, table, name, ports, ip4, ip6)))
+    try:
+        nft.run("\n".join(commands("add", *families, table, name, ports, ip4, ip6)))
+    except KernelError as error:
+        if error.errno != 17:  # EEXIST
+            raise
+        raise _leads_elsewhere(table, name, ports) from error
     udp = [(str(row[0]), int(row[1])) for row in ports if row[3] == "udp"]
     if udp:
         conntrack.forget_udp(_targets(udp))
+
+
+def _leads_elsewhere(table: str, name: str, ports: Sequence[Row]) -> Conflict:
+    """The port was free to bind, and yet it is another pod's: its supervisor must have died."""
+    wanted = {(row[3], str(row[1])) for row in ports}
+    for _, key, owner in elements(table):
+        if (key[0], key[-1]) in wanted and owner != _comment(name):
+            return Conflict(
+                f"cannot publish {key[0]} port {key[-1]}: it is taken by pod {owner}, "
+                "whose supervisor has died",
+                hint="choose another host port; `pyrun pod start` or `stop` cures the other pod",
+            )
+    return Conflict(f"cannot publish the ports of {name}: they lead elsewhere", hint="try again")
 
 
 def _targets(ports: Sequence[tuple[str, int]]) -> set[tuple[bytes, int]]:
