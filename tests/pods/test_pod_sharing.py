@@ -79,6 +79,7 @@ def test_ip_netns_lists_the_pod_by_its_name(pyrun: Node) -> None:
     name = f"pyt-{os.getpid()}-listed"
     script = f"""
         set -e
+        trap '"$@" pod rm -f {name}' EXIT
         mount -t tmpfs none /run
         mkdir -p /run/netns /run/pyrun /var/lib/pyrun
         mount -t tmpfs none /var/lib/pyrun
@@ -181,6 +182,22 @@ def test_empty_dir_on_disk(pyrun: Node, tmp_path: Path) -> None:
     pyrun("pod", "rm", "-f", "vol")
     pyrun("pod", "create", "-f", pod_file(tmp_path, yaml("emptyDir: {}", "/etc")))
     assert not (inside(member_pid(pyrun, "vol", "a"), "/etc") / "note").exists()
+
+
+def test_what_somebody_has_mounted_in_a_volume_is_not_removed(pyrun: Node, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thing").touch()
+    pyrun("pod", "create", "-f", pod_file(tmp_path, yaml("emptyDir: {}", "/v")))
+    place = Path(pyrun.paths.sandbox("vol")) / "volumes/v/place"
+    place.mkdir()
+    running("mount", "--bind", str(precious), str(place))
+    try:
+        assert str(place.name) in pyrun.fails(125, "pod", "rm", "-f", "vol")
+        assert (precious / "thing").exists()
+    finally:
+        running("umount", str(place))
+    pyrun("pod", "rm", "-f", "vol")
 
 
 def test_empty_dir_in_memory_has_a_size(pyrun: Node, tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def has_handler(pid: int, signal: int) -> bool:
     return bool(int(status_of(pid)["SigCgt"], 16) >> (signal - 1) & 1)
 
 
+def test_paused_members_are_stopped_and_removed(pyrun: Node) -> None:
+    make(pyrun, "web", *TWO)
+    pyrun("pause", "web-a")
+    pyrun("pod", "stop", "-t", "0", "web")
+    assert not pyrun.pids("web-a", "web")
+    pyrun("pod", "start", "web")
+    pyrun("pause", "web-b")
+    pyrun("pod", "rm", "-f", "web")
+
+
 def test_stop_of_a_stopped_and_start_of_a_running_pod_change_nothing(pyrun: Node) -> None:
     make(pyrun, "web", *TWO)
     pid = member_pid(pyrun, "web", "a")

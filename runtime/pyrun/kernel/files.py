@@ -172,7 +172,8 @@ def _remove_at(parent: int, name: str) -> None:
     except OSError as error:
         if error.errno not in (21, 1):  # EISDIR, or EPERM as POSIX has it
             raise
-    fd = os.open(name, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    # A mount point is EXDEV: what is mounted there is not ours to remove.
+    fd = openat2(parent, name, os.O_DIRECTORY | os.O_NOFOLLOW, resolve=const.RESOLVE_NO_XDEV)
     try:
         with os.scandir(fd) as entries:
             names = [entry.name for entry in entries]
