@@ -162,7 +162,7 @@ class Session:
                     if 0 in ready and self.stdin and not self.input(poll):
                         return 0
                     if self.connection.socket.fileno() in ready:
-                        code = self.told()
+                        code = self.told(poll)
                         if code is not None:
                             return code
         finally:
@@ -178,18 +178,26 @@ class Session:
             self.impatience += 1
         self.send_signal(9 if self.impatience >= PATIENCE else number)
 
-    def told(self) -> int | None:
+    def tell(self, message: bytes) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has gone, and its last answer waits to be read
+
+    def told(self, poll: select.poll) -> int | None:
         """What the supervisor says: more output, the end, or the end of everything."""
         answer, _ = self.connection.receive()
         if answer is None:
             self.drain()
             raise PyrunError("the supervisor ended; the container's exit code is not known")
         self.drain()
+        if answer == b"M" and self.stdin:
+            poll.register(0, select.POLLIN)
         if isinstance(answer, dict):
             if "rotation" in answer:
-                self.connection.send(b"A")
+                self.tell(b"A")
             elif "ended" in answer:
-                self.connection.send(b"D")
+                self.tell(b"D")
             elif "exit" in answer:
                 return int(answer["exit"])
         return None
@@ -202,15 +210,15 @@ class Session:
         if not self.tty:
             return
         if size := window_size():
-            self.connection.send(b"R" + size[:4])
+            self.tell(b"R" + size[:4])
 
     def input(self, poll: select.poll) -> bool:
         """Pass input on. False when the user typed the detach keys."""
-        data = os.read(0, 4096)
+        data = os.read(0, 1 << 15)
         if not data:
             poll.unregister(0)
             self.stdin = False
-            self.connection.send(b"E")
+            self.tell(b"E")
             return True
         if self.tty:
             data = self.held + data
@@ -218,12 +226,13 @@ class Session:
             before, keys, _ = data.partition(DETACH)
             if keys:
                 if before:
-                    self.connection.send(b"I" + before)
+                    self.tell(b"I" + before)
                 return False
             if data.endswith(DETACH[:1]):
                 data, self.held = data[:-1], DETACH[:1]
         if data:
-            self.connection.send(b"I" + data)
+            self.tell(b"I" + data)
+            poll.unregister(0)  # until the supervisor says b"M": more
         return True
 
 

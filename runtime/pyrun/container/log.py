@@ -54,7 +54,7 @@ class LogWriter:
             text = prefix + whole.replace(b"\n", b"\n" + prefix) + b"\n"
         if rest:
             text += now + stream + b" P " + rest + b"\n"
-        if rotate and self.is_full and not self.backlog:  # so that no entry is torn between two files
+        if rotate and self.is_full and not self.backlog:  # no entry is torn between two files
             self.rotate()
         self.backlog += text
         return self.flush()

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyrun.container.supervisor import Client, Supervisor
 
 CHUNK = 1 << 16
-MOST_INPUT = 1 << 20
 
 
 class Member:
@@ -47,7 +46,7 @@ class Member:
         self.stdin = -1
         self.input = bytearray()
         self.input_ended = False
-        self.unheard: set[Client] = set()
+        self.typists: set[Client] = set()  # they wait for b"M" before they send more input
         self.attached: set[Client] = set()
         self.waiting: set[Client] = set()
         self.starter: Client | None = None
@@ -142,6 +141,8 @@ class Member:
         }
         records.write(f"{self.run_dir}/state.json", self.state, durable=False)
         self.answer_start({"pid": pid})
+        if self.order["short_lived"] and self.supervisor.lone:
+            self.supervisor.load_ending()
 
     def answer_start(self, answer: dict[str, Any]) -> None:
         if self.starter is not None:
@@ -204,11 +205,8 @@ class Member:
         b"A": drained so far, after {"rotation": true}."""
         if kind == b"I":
             self.input += data
+            self.typists.add(client)
             self.write_input()
-            if len(self.input) > MOST_INPUT:
-                # A container that does not read must not fill our memory: hear this client later.
-                self.supervisor.loop.mute(client.socket.fileno())
-                self.unheard.add(client)
         elif kind == b"E":
             self.input_ended = True
             self.write_input()
@@ -220,10 +218,18 @@ class Member:
             client.drained = True
             self.supervisor.settle()
 
+    def ask_for_more(self) -> None:
+        """The container has taken all input. One piece at a time, so that one which does not read
+        fills nobody's memory, and input in a socket never stands before a client's other words."""
+        typists, self.typists = self.typists, set()
+        for client in typists:
+            client.send(b"M")
+
     def write_input(self) -> None:
         fd = self.terminal if self.terminal >= 0 else self.stdin
         if fd < 0:
             self.input.clear()
+            self.ask_for_more()
             return
         while self.input:
             try:
@@ -233,10 +239,7 @@ class Member:
                     self.supervisor.loop.on_writable(fd, self.write_input)
                     return
                 self.input.clear()  # EPIPE: nobody reads it any more
-        for client in self.unheard:
-            if client.socket.fileno() >= 0:
-                self.supervisor.loop.unmute(client.socket.fileno())
-        self.unheard.clear()
+        self.ask_for_more()
         self.supervisor.loop.on_writable(fd, None)
         if self.input_ended and fd == self.stdin:
             os.close(self.stdin)

@@ -256,13 +256,14 @@ def seccomp_program(paths: Paths, record: dict[str, Any], config: dict[str, Any]
     """Path of the compiled filter for this container, or "" for none."""
     from pyrun.oci import seccomp
     from pyrun.oci.seccomp_default import default_profile
-    from pyrun.oci.seccomp_docker import profile_from_docker
 
     capabilities = config["process"]["capabilities"]["bounding"]
     if record["seccomp"] == "unconfined":
         return ""
     if record["seccomp"]:
         import json
+
+        from pyrun.oci.seccomp_docker import profile_from_docker
 
         try:
             with open(record["seccomp"], encoding="utf-8") as file:
@@ -372,11 +373,17 @@ def run(paths: Paths, options: Options, attach: Attach | None = None) -> Outcome
         raise
     if attach is None:
         return Outcome(name, None, made.notes)
+    executing = []
+
+    def executes() -> None:
+        executing.append(True)
+        steps.run(durable)
+
     try:
-        code = attach(sandbox_name, name, lambda: steps.run(durable))
+        code = attach(sandbox_name, name, executes)
     except (PyrunError, KeyboardInterrupt):
         # It could not be launched: nothing of a container that never ran stays.
-        if records_of.status(paths, name).word != "running":
+        if not executing and records_of.status(paths, name).word != "running":
             remove(paths, name, force=True)
         raise
     if options.remove and options.pod and os.path.isdir(paths.container(name)):
