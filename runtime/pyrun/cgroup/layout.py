@@ -177,7 +177,13 @@ def host_layout() -> Layout:
 
     Raises Unsupported where no cgroup file system is mounted at all.
     """
-    mountinfo = read("/proc/self/mountinfo")
+    # A host of many pods has thousands of mounts. Only what is a cgroup file system, or could lie
+    # over one, is worth parsing.
+    mountinfo = "\n".join(
+        line
+        for line in read("/proc/self/mountinfo").splitlines()
+        if "cgroup" in line or " /sys " in line or " /sys/fs " in line
+    )
     mounts = cgroup_mounts(mountinfo)
     tree = next((mount for mount, _, kind, _ in mounts if kind == "cgroup2"), None)
     layout = read_layout(

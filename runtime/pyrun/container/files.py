@@ -39,9 +39,21 @@ def mark_started(directory: str) -> None:
     What overlayfs keeps in its work directory goes as well: after a reboot it would refuse a
     volatile mount (`--rm`) for what it finds there.
     """
-    files.unlink(f"{directory}/exit.json")
+    files.unlink(f"{directory}/exit.before")
+    try:
+        os.rename(f"{directory}/exit.json", f"{directory}/exit.before")
+    except FileNotFoundError:
+        pass  # it has never ended
     files.remove_tree(f"{directory}/work/work")
     os.close(os.open(f"{directory}/started", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
+def unmark_started(directory: str) -> None:
+    """The start has failed: the container is as it was before, new or ended as it had ended."""
+    try:
+        os.rename(f"{directory}/exit.before", f"{directory}/exit.json")
+    except FileNotFoundError:
+        files.unlink(f"{directory}/started")
 
 
 def keep_exit(run: str, directory: str) -> None:

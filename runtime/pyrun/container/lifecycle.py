@@ -180,6 +180,7 @@ def order(
         "terminal": config["process"]["terminal"],
         "stdin": record["stdin"],
         "oom_files": oom_files(layout, group),
+        "short_lived": record["remove"],
         "tell_steps": steps.narrator.wants_inside,
     }
     for key in ("log_size", "log_files"):
@@ -246,6 +247,7 @@ def plan_start(
             "container.files.mark_started",
             paths.container(name),
             why="note that it has run, so that a reboot does not make it look new",
+            undo=("container.files.unmark_started", (paths.container(name),)),
         ),
     ]
     return plan

@@ -98,9 +98,7 @@ def parse_size(text: str, what: str = "size") -> int:
     digits = number[: len(number) - len(unit)]
     # Plain digits only: float() would also take "nan", "1e9" and "inf".
     if unit not in UNITS or not digits.replace(".", "", 1).isdecimal() or len(digits) > 20:
-        raise BadInput(
-            f"{what}: {text!r} is not a size", hint="write it like 64m, 1.5g or 1048576"
-        )
+        raise BadInput(f"{what}: {text!r} is not a size", hint="write it like 64m, 1.5g or 1048576")
     return int(float(digits) * UNITS[unit])
 
 

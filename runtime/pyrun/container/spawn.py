@@ -27,6 +27,8 @@ CODE = (
     "from pyrun.container.supervisor import main; main(sys.argv[2+n:])"
 )
 NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+MOST_TRIES = 2
+"""Asking costs a millisecond, and after an update every one of hundreds would refuse."""
 MOST_SOCKETS = 200
 """unix(7): one message carries at most 253 descriptors."""
 
@@ -79,10 +81,14 @@ def fork_from_another(paths: Paths, name: str, arguments: list[str], fds: list[i
     """
     if len(fds) > MOST_SOCKETS:
         return 0
+    tries = 0
     for other in records_of.names(f"{paths.run_root}/sandboxes"):
         pid, ticks = records_of.sandbox_state(paths, other).get("supervisor", (0, 0))
         if other == name or not process.is_alive(pid, ticks) or not same_namespaces(pid):
             continue
+        tries += 1
+        if tries > MOST_TRIES:
+            break
         try:
             with Connection(paths, other) as connection:
                 connection.socket.settimeout(1.0)

@@ -275,6 +275,10 @@ class Supervisor:
         for member in over:
             member.answer_waiting()
 
+    def load_ending(self) -> None:
+        """Load what `take_down` needs while the container runs, not when somebody waits."""
+        from pyrun.container import ending  # noqa: F401
+
     def take_down(self) -> None:
         from pyrun.container import ending
 
