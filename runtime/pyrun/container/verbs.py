@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 from pyrun.cgroup import api as cgroup
-from pyrun.container import client, lifecycle, sandbox, spawn
+from pyrun.container import client, files, lifecycle, sandbox, spawn
 from pyrun.container import config as configs
 from pyrun.container import record as records_of
 from pyrun.container.options import Options, parse_security
@@ -419,7 +419,26 @@ def start(paths: Paths, name: str, attach: Attach | None = None) -> int | None:
         except BaseException:
             sandbox.give_back(paths, sandbox_["name"], facts)
             raise
-    return attach(sandbox_["name"], name, lambda: None) if attach is not None else None
+    if attach is None:
+        return None
+    executing: list[bool] = []
+    try:
+        return attach(sandbox_["name"], name, lambda: executing.append(True))
+    except (PyrunError, KeyboardInterrupt):
+        if not executing and not records_of.status(paths, name).running:
+            never_started(paths, record, sandbox_)
+        raise
+
+
+def never_started(paths: Paths, record: dict[str, Any], sandbox_: dict[str, Any]) -> None:
+    """Undo `start` where the launch, which is not a part of its plan, has failed."""
+    with sandbox.lock(paths, sandbox_["name"]):
+        layout = cgroup.host_layout()
+        if sandbox_["pod"]:
+            steps.run(lifecycle.plan_member_down(paths, record, layout))
+        else:
+            clear(paths, sandbox_, layout)
+        files.unmark_started(paths.container(record["name"]))
 
 
 def clear(paths: Paths, sandbox_: dict[str, Any], layout: cgroup.Layout) -> None:
