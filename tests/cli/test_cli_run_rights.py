@@ -165,8 +165,13 @@ def test_sysctl(pyrun: Node) -> None:
     assert read("/proc/sys/net/ipv4/ip_default_ttl") != "77\n"
 
 
-@pytest.mark.parametrize("key", ["kernel.core_pattern", "vm.overcommit_memory", "fs.file-max",
-                                 "kernel.hostname", "net.ipv4/../../kernel/core_pattern"])  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [
+        "kernel.core_pattern", "vm.overcommit_memory", "fs.file-max", "kernel.hostname",
+        "net.ipv4/../../kernel/core_pattern",
+    ],
+)  # fmt: skip
 def test_a_sysctl_of_the_whole_host_is_refused(pyrun: Node, key: str) -> None:
     before = read("/proc/sys/kernel/core_pattern")
     pyrun.fails(125, "run", "--sysctl", f"{key}=1", "busybox", "true")
