@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from pod_lab import SLEEPER, addresses, free_port, make, member_pid, netns
 
+from pyrun.container import record as records_of
 from pyrun.container import verbs as container_verbs
 from pyrun.container.options import Options
 from pyrun.errors import PyrunError
@@ -161,6 +162,31 @@ def test_a_failure_of_a_nodes_first_pod_takes_the_bridge_away_again(
         assert not os.path.exists(f"/sys/class/net/{pyrun.paths.bridge}"), f"after step {after}"
         assert pyrun.paths.nft_table not in running("nft", "list", "tables"), f"after step {after}"
     assert after > 40
+
+
+def test_a_supervisor_that_dies_during_create_makes_it_fail_and_undo(
+    pyrun: Node, spec: PodSpec
+) -> None:
+    before = pyrun.traces()
+
+    def kill_the_supervisor() -> None:
+        pid, _ = records_of.sandbox_state(pyrun.paths, "web").get("supervisor", (0, 0))
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+
+    failed = 0
+    for after in range(1, 200, 3):
+        code = in_child(lambda: verbs.create(pyrun.paths, spec), after, kill_the_supervisor)
+        failed += code == 1
+        if code == 1:
+            assert not pyrun.traces() - before, f"after step {after}"
+        else:
+            assert code == 0
+            verbs.remove(pyrun.paths, "web", force=True)
+            if failed:
+                break
+    assert failed > 5
+    wait_until(lambda: pyrun.traces() <= before, "nothing is left", 5)
 
 
 def test_kill_9_after_any_step_of_rm_is_finished_by_rm_force(pyrun: Node, spec: PodSpec) -> None:
