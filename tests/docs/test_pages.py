@@ -228,7 +228,8 @@ def test_options_that_stand_alone_belong_to_something(path: Path) -> None:
     """`--memory` in backquotes is an option of some command of ours, or of a script."""
     known = {option for command in COMMANDS.values() for option in options_of(command)}
     scripts = [CHECKOUT / "images/builder.py", CHECKOUT / "tests/vm/uml.py"]
-    scripts += [*CHECKOUT.glob("script/*"), *CHECKOUT.glob("images/*/rootfs/**/*")]
+    scripts += [*CHECKOUT.glob("script/*"), *CHECKOUT.glob("bench/*.py")]
+    scripts += CHECKOUT.glob("images/*/rootfs/**/*")
     text = "".join(script.read_text() for script in scripts if script.is_file())
     found = re.findall(r"`(--[a-z][a-z-]+)[^`]*`", path.read_text())
     assert not [option for option in found if option not in known and option not in text]
