@@ -363,20 +363,29 @@ def forget_everything_the_kernel_holds(pyrun: Node, pod: str) -> None:
             os.unlink(path)
 
 
-def test_the_same_pod_created_twice_at_once(pyrun: Node) -> None:
+@pytest.mark.parametrize(
+    "rival",
+    [("pod", "create", "--name", "web", "--container", SLEEPER),
+     ("run", "-d", "--name", "web", "busybox", "sleep", "1000")],
+)  # fmt: skip
+def test_a_name_taken_several_times_at_once(pyrun: Node, rival: tuple[str, ...]) -> None:
     command = ("pod", "create", "--name", "web", "--container", SLEEPER)
-    both = [pyrun.spawn(*command, stdin=subprocess.DEVNULL) for _ in range(3)]
+    processes = [
+        pyrun.spawn(*words, stdin=subprocess.DEVNULL) for words in (command, rival, command, rival)
+    ]
     results = []
-    for process in both:
+    for process in processes:
         with process:
             _, said = process.communicate(timeout=DEADLINE)
             results.append((process.returncode, said))
-    assert sorted(code for code, _ in results) == [0, 125, 125], results
-    assert all(b"taken" in said for code, said in results if code)
-    # The winner is whole.
-    assert member_pid(pyrun, "web", "busybox")
+    assert sorted(code for code, _ in results) == [0, 125, 125, 125], results
+    assert all(b"taken" in said for code, said in results if code), results
+    # The winner is whole, its address included.
     assert len(addresses(pyrun, "web")) == 2
-    assert len(os.listdir(pyrun.paths.leases)) == 1
+    [lease] = os.listdir(pyrun.paths.leases)
+    assert lease in addresses(pyrun, "web")
+    pyrun("rm", "-f", "web")
+    pyrun("pod", "rm", "-f", "web")
 
 
 def test_a_pod_and_a_container_of_its_members_name_at_once(pyrun: Node) -> None:

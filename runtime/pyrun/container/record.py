@@ -251,8 +251,13 @@ def unlink_id(ids: str, target: str, id_: str = "") -> None:
 
 
 def add_member(directory: str, name: str) -> None:
-    """Add `name` to the members in the sandbox record. The caller holds the sandbox's lock."""
+    """Add `name` to the members in the sandbox record. The caller holds the sandbox's lock.
+
+    Raises NotFound where the sandbox has been removed since the caller looked.
+    """
     record = records.read(f"{directory}/record.json")
+    if record is None:
+        raise NotFound(f"no such pod: {os.path.basename(directory)}: it has just been removed")
     if name not in record["members"]:
         record["members"].append(name)
         save(directory, record)

@@ -358,19 +358,23 @@ def run(paths: Paths, options: Options, attach: Attach | None = None) -> Outcome
     launch = lifecycle.plan_launch(paths, sandbox_name, [name] if attach is None else [])
     durable = lifecycle.plan_sync(paths, sandbox_["name"], [made.record])
     lowerdirs = ImageStore(paths).lowerdirs(made.image)
-    if options.pod:
-        sandbox.require_up(paths, sandbox_name)
-        facts = sandbox.Facts(cgroup.host_layout())
-    else:
-        facts = sandbox.gather(paths, sandbox_)
-        plan += sandbox.plan_up(paths, sandbox_, facts, lone=True)
-    try:
-        plan += start_plan(paths, made.record, made.config, facts.layout, lowerdirs) + launch
-        with sandbox.lock(paths, sandbox_name):
+    # The lock comes before the address: of two that take the same name at once the second must
+    # not give back what the first one holds under it.
+    with sandbox.lock(paths, sandbox_name):
+        if options.pod:
+            sandbox.require_up(paths, sandbox_name)
+            facts = sandbox.Facts(cgroup.host_layout())
+        else:
+            sandbox.check_name_free(paths, name)
+            facts = sandbox.gather(paths, sandbox_)
+        try:
+            if not options.pod:
+                plan += sandbox.plan_up(paths, sandbox_, facts, lone=True)
+            plan += start_plan(paths, made.record, made.config, facts.layout, lowerdirs) + launch
             steps.run(plan + (durable if attach is None else []))
-    except BaseException:
-        sandbox.give_back(paths, name, facts)
-        raise
+        except BaseException:
+            sandbox.give_back(paths, name, facts)
+            raise
     if attach is None:
         return Outcome(name, None, made.notes)
     executing = []
