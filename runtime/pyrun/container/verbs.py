@@ -406,6 +406,7 @@ def start(paths: Paths, name: str, attach: Attach | None = None) -> int | None:
     sandbox_ = records_of.sandbox(paths, record["sandbox"])
     launch = lifecycle.plan_launch(paths, sandbox_["name"], [name] if attach is None else [])
     with sandbox.lock(paths, sandbox_["name"]):
+        records_of.container(paths, name)  # raises where it was removed while we waited
         facts = sandbox.Facts(cgroup.host_layout())
         if records_of.is_up(paths, sandbox_["name"]):
             up = lifecycle.plan_member_down(paths, record, facts.layout)
