@@ -7,16 +7,14 @@ inside pods and use them from outside.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pyrun.kernel.netlink import Inside
-from support import DEADLINE, RUNTIME, Node
+from support import DEADLINE, Node
 
 SLEEPER = "busybox sleep 1000"
 
@@ -114,49 +112,3 @@ def pod_file(directory: Path, text: str, name: str = "pod.yaml") -> Path:
     path = directory / name
     path.write_text(text, encoding="utf-8")
     return path
-
-
-SABOTAGE = """
-import os, signal, sys
-from pyrun import __main__
-from pyrun.explain import steps
-
-class Saboteur(steps.Narrator):
-    # Counts the steps of every plan and strikes when `limit` of them are done.
-    count = 0
-
-    def done(self, step, nanoseconds):
-        self.count += 1
-        if self.count == limit:
-            strike(step)
-
-def strike(step):
-    if how == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if how == "interrupt":
-        raise KeyboardInterrupt
-    raise OSError(5, "sabotage after " + repr(step))
-
-how, limit = sys.argv.pop(1), int(sys.argv.pop(1))
-steps.narrator = Saboteur()
-"""
-
-
-def sabotaged(node: Node, how: str, after: int, *args: str) -> subprocess.CompletedProcess[str]:
-    """`pyrun ARGS` that is killed, interrupted or made to fail when `after` steps are done."""
-    import sysconfig
-
-    purelib = sysconfig.get_path("purelib")
-    code = f"import sys; sys.path += [{RUNTIME!r}, {purelib!r}]\n{SABOTAGE}\n__main__.main()\n"
-    return subprocess.run(
-        [sys.executable, "-IS", "-c", code, how, str(after), *args],
-        env=node.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def inode(path: str) -> int:
-    return os.stat(path).st_ino
