@@ -41,7 +41,7 @@ class Raw:
             import tty
 
             self.saved = termios.tcgetattr(self.fd)
-            tty.setraw(self.fd)
+            tty.setraw(self.fd, termios.TCSANOW)  # what was typed ahead is kept
         return self
 
     def __exit__(self, *_: object) -> None:

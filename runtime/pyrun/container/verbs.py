@@ -481,7 +481,7 @@ def kill_all(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Non
         client.wait_for_end(status.pid, status.ticks, 10.0)
 
 
-def settle(paths: Paths, record: dict[str, Any]) -> None:
+def settle(paths: Paths, record: dict[str, Any], seconds: float = 10.0) -> None:
     """Wait until the supervisor has written the end down; a lone one takes its sandbox down too."""
     sandbox_name = record["sandbox"]
     pod = bool(record["pod"])
@@ -494,7 +494,7 @@ def settle(paths: Paths, record: dict[str, Any]) -> None:
     if pod:
         wait(paths, record["name"])
     else:
-        client.wait_for_end(pid, ticks, 10.0)
+        client.wait_for_end(pid, ticks, seconds)
 
 
 def wait(paths: Paths, name: str) -> int:
