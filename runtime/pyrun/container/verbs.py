@@ -538,7 +538,7 @@ def remove(paths: Paths, name: str, *, force: bool = False) -> None:
                 hint=f"`pyrun stop {name}` ends it, or `pyrun rm -f {name}` removes it anyway",
             )
         kill_all(paths, record, layout)
-        settle(paths, record)
+        settle(paths, record, 2.0)  # a supervisor that does not listen is killed below
     sandbox_name = record["sandbox"]
     with sandbox.lock(paths, sandbox_name):
         plan = lifecycle.plan_member_down(paths, record, layout)
