@@ -6,10 +6,15 @@ import os
 
 from pyrun.kernel import files
 from pyrun.store import records
+from pyrun.store.fastjson import dumps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+EXIT_SPACE = 256
+"""More bytes than an exit record has."""
 
 
 def make_upper(directory: str, mode: int, uid: int, gid: int) -> None:
@@ -34,7 +39,9 @@ def write_order(run: str, order: dict[str, Any]) -> None:
 
 
 def mark_started(directory: str) -> None:
-    """An empty file; together with no exit.json and no process it means: cut off by a reboot.
+    """A file of blanks; together with no exit.json and no process it means: cut off by a reboot.
+
+    The blanks are space for the exit record, should the disk be full when the container ends.
 
     What overlayfs keeps in its work directory goes as well: after a reboot it would refuse a
     volatile mount (`--rm`) for what it finds there.
@@ -45,7 +52,24 @@ def mark_started(directory: str) -> None:
     except FileNotFoundError:
         pass  # it has never ended
     files.remove_tree(f"{directory}/work/work")
-    os.close(os.open(f"{directory}/started", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    files.write(f"{directory}/started", " " * EXIT_SPACE)
+
+
+def write_exit(directory: str, run: str, facts: dict[str, Any]) -> None:
+    """Write exit.json; on a full disk into the space kept for it, or at worst into memory."""
+    try:
+        records.write(f"{directory}/exit.json", facts)
+        return
+    except OSError:
+        pass
+    try:
+        fd = os.open(f"{directory}/started", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, dumps(facts).ljust(EXIT_SPACE).encode())
+        finally:
+            os.close(fd)
+    except OSError:
+        records.write(f"{run}/exit.json", facts, durable=False)
 
 
 def unmark_started(directory: str) -> None:

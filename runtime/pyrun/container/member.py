@@ -12,6 +12,7 @@ import os
 import termios
 import time
 
+from pyrun.container import files
 from pyrun.container.log import MAX_FILES, MAX_SIZE, LogWriter
 from pyrun.container.loop import AGAIN
 from pyrun.errors import KernelError
@@ -288,10 +289,7 @@ class Member:
             "finished": time.time(),
             "oom": self.oom_killed(),
         }
-        try:
-            records.write(f"{self.dir}/exit.json", facts)
-        except OSError:  # a full disk: the run root is memory
-            records.write(f"{self.run_dir}/exit.json", facts, durable=False)
+        files.write_exit(self.dir, self.run_dir, facts)
 
     def oom_killed(self) -> bool:
         for path in self.order["oom_files"]:

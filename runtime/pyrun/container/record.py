@@ -174,8 +174,11 @@ def status(paths: Paths, name: str) -> Status:
     state = records.read(f"{paths.container_run(name)}/state.json")
     if state and process.is_alive(state["pid"], state["ticks"]):
         return Status("paused" if state.get("paused") else "running", **state)
-    ended = records.read(f"{paths.container(name)}/exit.json") or records.read(
-        f"{paths.container_run(name)}/exit.json"
+    directory = paths.container(name)
+    ended = (
+        records.read(f"{directory}/exit.json")
+        or records.read(f"{directory}/started")  # the disk was full
+        or records.read(f"{paths.container_run(name)}/exit.json")
     )
     if ended and (not state or ended.get("started") == state.get("started")):
         return Status("exited", **ended)

@@ -19,6 +19,7 @@ import time
 from pyrun.errors import KernelError
 from pyrun.kernel import caps, const, files, mounts, process, seccomp
 from pyrun.kernel.libc import prctl, syscall
+from pyrun.kernel.statfs import filesystem_type
 from pyrun.oci.seccomp import load, load_flags
 from pyrun.store.fastjson import dumps
 
@@ -35,6 +36,12 @@ TIOCGPTPEER = 0x5441
 STEP, ERROR, TERMINAL = b"S", b"E", b"T"
 """First byte of each message to the launcher: a step done, the failure, a terminal's master."""
 
+
+OVER_PROC = frozenset(
+    f"/proc/{name}"
+    for name in "cpuinfo diskstats loadavg meminfo slabinfo stat swaps uptime".split()
+)
+"""Files of /proc that may be covered: they only tell, and lxcfs has some that tell of the cgroup."""
 
 SETTING_UP = "pyrun:setup"
 """Name of the process until execve(2) or `stay_as_init` gives it another."""
@@ -161,10 +168,16 @@ class Init:
     def target_path(self, path: str, *, directory: bool) -> tuple[int, str]:
         """Open a mount target beneath the rootfs, creating it. The path names the descriptor."""
         fd = files.make_in_root(self.root, path, directory=directory)
-        return fd, f"/proc/self/fd/{fd}"
+        name = f"/proc/self/fd/{fd}"
+        if filesystem_type(name) == const.PROC_SUPER_MAGIC and path not in OVER_PROC:
+            os.close(fd)
+            raise KernelError(1, f"mount({path}): nothing may cover a part of /proc")
+        return fd, name
 
     def mount(self, source: str, target: str, fstype: str, flags: int, data: str) -> None:
         self.refuse_moved(target)
+        if fstype != "proc":
+            self.refuse_false_proc(target)
         fd, path = self.target_path(target, directory=True)
         try:
             if fstype == "tmpfs" and "mode=" not in data:
@@ -192,7 +205,15 @@ class Init:
         if not stat.S_ISDIR(mode):
             raise KernelError(20, f"the image's {target} is not a directory: mount({target})")
 
+    def refuse_false_proc(self, target: str) -> None:
+        """What is at /proc must be procfs: the steps after this one write there, and so do other
+        programs with rights (CVE-2019-19921, CVE-2025-52881)."""
+        if os.path.normpath(target) == "/proc":
+            raise KernelError(1, "mount(/proc): only procfs itself may be there")
+
     def bind(self, source: str, target: str, flags: int, propagation: list[int]) -> None:
+        if filesystem_type(source) != const.PROC_SUPER_MAGIC:
+            self.refuse_false_proc(target)
         source_fd = os.open(source, const.O_PATH | os.O_CLOEXEC)
         fd = -1
         try:
@@ -348,6 +369,8 @@ class Init:
     def sysctl(self, path: str, value: str) -> None:
         fd = files.open_in_root(self.root, f"proc/sys/{path}", os.O_WRONLY)
         try:
+            if filesystem_type(f"/proc/self/fd/{fd}") != const.PROC_SUPER_MAGIC:
+                raise KernelError(1, f"write to /proc/sys/{path}, which is not procfs")
             os.write(fd, value.encode())
         except OSError as error:
             raise KernelError(error.errno or 0, f"write {value!r} to /proc/sys/{path}") from error
