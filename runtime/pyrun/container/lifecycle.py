@@ -347,15 +347,18 @@ def plan_member_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout
 
 
 def plan_forget_container(paths: Paths, record: dict[str, Any]) -> Plan:
-    """The last steps of a removal: its place in its sandbox, then its files."""
+    """The last steps of a removal: its files, then its place in its sandbox.
+
+    In this order, because on a full disk there is room for a new record only after the first.
+    """
     return [
+        *plan_forget_member_files(paths, record),
         Step(
             "container.record.drop_member",
             paths.sandbox(record["sandbox"]),
             record["name"],
             why=f"count it no longer among the members of {record['sandbox']}",
         ),
-        *plan_forget_member_files(paths, record),
     ]
 
 

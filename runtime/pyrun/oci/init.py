@@ -41,7 +41,7 @@ OVER_PROC = frozenset(
     f"/proc/{name}"
     for name in "cpuinfo diskstats loadavg meminfo slabinfo stat swaps uptime".split()
 )
-"""Files of /proc that may be covered: they only tell, and lxcfs has some that tell of the cgroup."""
+"""Files of /proc that may be covered: they only tell; lxcfs makes some that tell of the cgroup."""
 
 SETTING_UP = "pyrun:setup"
 """Name of the process until execve(2) or `stay_as_init` gives it another."""
