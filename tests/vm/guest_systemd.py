@@ -110,7 +110,7 @@ def test_a_container_and_its_supervisor_live_in_the_delegated_part(tmp_path: Pat
         parent = Path(f"/proc/{found['state']['pid']}/stat").read_text().rpartition(")")[2]
         supervisor = own_cgroup(int(parent.split()[1]))
         assert supervisor.rpartition("/")[0] == cgroup.rpartition("/")[0]
-        assert supervisor.endswith("/supervisor")
+        assert supervisor.endswith("/_supervisor")
     finally:
         pyrun("rm", "-f", "guest")
     assert not Path(f"/sys/fs/cgroup{cgroup}").parent.exists()

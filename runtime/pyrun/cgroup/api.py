@@ -140,9 +140,10 @@ def plan_update(layout: Layout, path: str, resources: Resources) -> Plan:
     return plan
 
 
-def plan_remove(layout: Layout, path: str) -> Plan:
+def plan_remove(layout: Layout, path: str, above: str = "") -> Plan:
     """The steps that end what still runs in cgroup `path` and remove it with all below it.
 
+    `above` names a cgroup between it and the base that goes with the last one in it.
     Pure; running it tolerates that nothing is there.
     """
     path = checked(path)
@@ -162,7 +163,7 @@ def plan_remove(layout: Layout, path: str) -> Plan:
     remove = Step(
         "cgroup.files.remove",
         where,
-        parents(layout, path),
+        parents(layout, path, above),
         True,
         why="remove the cgroup from every hierarchy",
         shell="find " + " ".join(where) + " -depth -type d -exec rmdir {} +",
@@ -221,14 +222,16 @@ def inside(path: str, base: str) -> bool:
     return path == base or path.startswith(base + "/")
 
 
-def parents(layout: Layout, path: str) -> list[str]:
-    """The directories of pyrun's own top cgroup, where `path` lies right below it.
+def parents(layout: Layout, path: str, above: str = "") -> list[str]:
+    """The directories of the cgroups that only group others, deepest first: `above`, and pyrun's
+    own top where `path` or `above` lies right below it.
 
-    Removed along with the last cgroup in it; systemd's unit is systemd's to remove.
+    Removed along with the last cgroup in them; systemd's unit is systemd's to remove.
     """
-    if layout.systemd or path.rpartition("/")[0] != layout.base():
-        return []
-    return directories(layout, layout.base())
+    found = directories(layout, above) if above else []
+    if not layout.systemd and (above or path).rpartition("/")[0] == layout.base():
+        found += directories(layout, layout.base())
+    return found
 
 
 def delegation(layout: Layout) -> Step:

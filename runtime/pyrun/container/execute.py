@@ -18,6 +18,7 @@ from pyrun.errors import BadInput, PyrunError
 from pyrun.explain import steps
 from pyrun.image.store import ImageStore
 from pyrun.kernel import caps
+from pyrun.kernel import process as processes
 from pyrun.oci import initplan
 from pyrun.store import records
 from pyrun.store.fastjson import dumps
@@ -143,7 +144,7 @@ def follow(
     while True:
         answer, fd = connection.receive()
         if answer is None:
-            raise BadInput("the supervisor ended; how the command ended is not known")
+            raise PyrunError("the supervisor ended; how the command ended is not known")
         if "terminal" in answer:
             master = fd
         elif "error" in answer:
@@ -162,5 +163,33 @@ def follow(
                 from pyrun.container.attach import pump_terminal
 
                 return pump_terminal(master, connection, stdin=request.stdin)
-        elif "exit" in answer:
-            return int(answer["exit"])
+            return wait_forwarding(connection, answer["pid"])
+
+
+def wait_forwarding(connection: client.Connection, pid: int) -> int:
+    """Wait for the command's exit code; signals sent to us go to it, as for a foreground child."""
+    import select
+
+    from pyrun.container.attach import FORWARDED, INT, PATIENCE, TERM, Signals
+
+    ticks = processes.start_time(pid)
+    signals = Signals(FORWARDED)
+    poll = select.poll()
+    poll.register(signals.reader, select.POLLIN)
+    poll.register(connection.socket.fileno(), select.POLLIN)
+    impatience = 0
+    try:
+        while True:
+            ready = dict(poll.poll())
+            if signals.reader in ready:
+                for number in signals.read():
+                    impatience += number in (INT, TERM)
+                    processes.kill_pid(pid, ticks, 9 if impatience >= PATIENCE else number)
+            if connection.socket.fileno() in ready:
+                answer, _ = connection.receive()
+                if answer is None:
+                    raise PyrunError("the supervisor ended; how the command ended is not known")
+                if "exit" in answer:
+                    return int(answer["exit"])
+    finally:
+        signals.close()

@@ -26,8 +26,13 @@ if TYPE_CHECKING:
 
 def cgroup_path(paths: Paths, layout: cgroup.Layout, sandbox: str, member: str = "") -> str:
     """`pyrun/web/nginx`: the member's cgroup lies beneath its pod's."""
-    base = f"{layout.base()}/{paths.tag}" if paths.tag else layout.base()
-    return "/".join(filter(None, (base, sandbox, member)))
+    return "/".join(filter(None, (node_cgroup(paths, layout), sandbox, member)))
+
+
+def node_cgroup(paths: Paths, layout: cgroup.Layout) -> str:
+    """Where the cgroups of this node's sandboxes are; nodes with roots of their own have one more
+    level."""
+    return f"{layout.base()}/{paths.tag}" if paths.tag else layout.base()
 
 
 def netns_path(paths: Paths, record: dict[str, Any]) -> str:
@@ -465,7 +470,8 @@ def plan_down(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Pl
         Step("kernel.mounts.umount", path, why=f"unmount {path}", shell=f"umount {path}")
         for path in mounted
     ]
-    plan += cgroup.plan_remove(layout, cgroup_path(paths, layout, name))
+    above = node_cgroup(paths, layout) if paths.tag else ""
+    plan += cgroup.plan_remove(layout, cgroup_path(paths, layout, name), above)
     plan.append(
         Step(
             "kernel.files.remove_tree",

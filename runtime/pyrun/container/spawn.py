@@ -137,7 +137,7 @@ def execute(run: str, arguments: list[str], fds: list[int]) -> int:
             f"/proc/self/fd/{image}",
             [
                 sys.executable or interpreter, "-IS", "-c", CODE,
-                str(len(where)), *where, str(fds[0]), *arguments,
+                str(len(where)), *where, ",".join(map(str, fds)), *arguments,
             ],
             {"LANG": "C.UTF-8", "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             file_actions=[

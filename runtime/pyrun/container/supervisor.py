@@ -240,9 +240,7 @@ class Supervisor:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         errors = os.open(f"{run}/supervisor.log", flags, 0o600)
         os.dup2(errors, 2)
-        keep = sorted((*fds, client.socket.fileno()))
-        for low, high in zip((2, *keep), (*keep, MOST_FDS), strict=True):
-            os.closerange(low + 1, high)
+        close_others([*fds, client.socket.fileno()])
         client.socket.setblocking(True)
         client.socket.send(dumps({"pid": os.getpid()}).encode())
         os.close(client.socket.fileno())
@@ -289,15 +287,25 @@ class Supervisor:
 
 
 def main(argv: list[str]) -> None:
-    """The listener's descriptor, then what `supervise` takes."""
+    """Descriptors to keep, the listener's first, joined by commas; then what `supervise` takes."""
     import gc
 
+    keep = [int(fd) for fd in argv[0].split(",")]
+    # Whoever called pyrun may have left it a lock or a pipe: it must not be held by us for days.
+    close_others(keep)
     prctl(const.PR_SET_DUMPABLE, 0)
     # What is loaded now is shared with the supervisors forked later: the collector shall not
     # touch it, for touching is copying.
     gc.collect()
     gc.freeze()
-    supervise(int(argv[0]), argv[1:])
+    supervise(keep[0], argv[1:])
+
+
+def close_others(keep: list[int]) -> None:
+    """Close every descriptor above 2 that is not in `keep`."""
+    ordered = sorted(keep)
+    for low, high in zip((2, *ordered), (*ordered, MOST_FDS), strict=True):
+        os.closerange(low + 1, high)
 
 
 def supervise(listener: int, arguments: list[str]) -> None:
