@@ -14,6 +14,7 @@ from pyrun.cli import output
 from pyrun.errors import EXIT_ERROR, PyrunError
 from pyrun.explain import steps
 from pyrun.store.paths import Paths
+from pyrun.store.records import forget_other_boots
 
 COMMANDS = {
     # name: (module, attribute, one line of help)
@@ -104,6 +105,7 @@ def root(ctx: click.Context, root: str, run_root: str, explain: bool) -> None:
                 hint="sudo pyrun …",
             )
         ctx.obj.make_private()
+        forget_other_boots(ctx.obj.run_root)
     if explain:
         steps.narrator = output.Explainer()
 

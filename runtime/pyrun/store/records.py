@@ -124,6 +124,35 @@ class Lock:
         os.close(self.fd)
 
 
+def forget_other_boots(run_root: str) -> None:
+    """Empty the run root where it speaks of an earlier boot: it is not on a tmpfs everywhere.
+
+    Called first of all by every command, so that nobody acts on stale pids, leases or mounts.
+    """
+    now = boot_id()
+    if _read_line(f"{run_root}/boot_id") == now:
+        return
+    with Lock(f"{run_root}/boot.lock"):
+        before = _read_line(f"{run_root}/boot_id")
+        if before == now:
+            return  # another command was faster
+        if before:
+            from pyrun.kernel.files import remove_tree
+
+            for name in os.listdir(run_root):
+                if name != "boot.lock":
+                    remove_tree(f"{run_root}/{name}")
+        write_text(f"{run_root}/boot_id", now + "\n", durable=False)
+
+
+def _read_line(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.readline().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def boot_id() -> str:
     """The kernel's random name for this boot: proc_sys_kernel(5), random/boot_id."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

@@ -88,3 +88,15 @@ def test_other_roots_give_other_names_to_the_kernel() -> None:
     assert other.bridge != default.bridge and len(other.bridge) <= 15
     assert other.nft_table != default.nft_table
     assert other.netns == "/tmp/b/netns"
+
+
+def test_what_an_earlier_boot_left_in_the_run_root_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
+    records.forget_other_boots(str(tmp_path))
+    assert (tmp_path / "leases").is_dir(), "nothing says that this is of another boot"
+    records.forget_other_boots(str(tmp_path))
+    assert (tmp_path / "leases").is_dir(), "the same boot"
+    (tmp_path / "boot_id").write_text("11111111-2222-3333-4444-555555555555\n")
+    records.forget_other_boots(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["boot.lock", "boot_id"]
+    assert (tmp_path / "boot_id").read_text().strip() == records.boot_id()
