@@ -7,14 +7,19 @@ it leaves anything behind that `rm -f` does not remove.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import Node, wait_until
 
+from support import Node, wait_until
 from vm.selection import pytest_collection_modifyitems  # noqa: F401  (a hook: see there)
+
+# CI may start us in the background, where shells have SIGINT ignored, and what is ignored stays so
+# over execve: Ctrl-C could not be tested. With a handler here our children get the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED_SKIP = "kernel lacks"
 
