@@ -209,7 +209,7 @@ class Node:
         found |= {f"process {pid}: {' '.join(words)[-200:]}" for pid, words in self.processes()}
         for top, kept in (
             (self.paths.root, ("cache", "images", "layers", "network.json")),
-            (self.paths.run_root, ("network.lock",)),
+            (self.paths.run_root, ("network.lock", "boot.lock", "boot_id")),
         ):
             for path, directories, names in os.walk(top):
                 if path == top:
