@@ -172,8 +172,13 @@ def _remove_at(parent: int, name: str) -> None:
     except OSError as error:
         if error.errno not in (21, 1):  # EISDIR, or EPERM as POSIX has it
             raise
-    # A mount point is EXDEV: what is mounted there is not ours to remove.
-    fd = openat2(parent, name, os.O_DIRECTORY | os.O_NOFOLLOW, resolve=const.RESOLVE_NO_XDEV)
+    try:
+        # A mount point is EXDEV: what is mounted there is not ours to remove.
+        fd = openat2(parent, name, os.O_DIRECTORY | os.O_NOFOLLOW, resolve=const.RESOLVE_NO_XDEV)
+    except KernelError as error:
+        if error.errno == 2:
+            return  # another process is removing the same tree
+        raise
     try:
         with os.scandir(fd) as entries:
             names = [entry.name for entry in entries]
@@ -181,4 +186,7 @@ def _remove_at(parent: int, name: str) -> None:
             _remove_at(fd, child)
     finally:
         os.close(fd)
-    os.rmdir(name, dir_fd=parent)
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
