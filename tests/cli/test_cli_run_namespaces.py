@@ -145,9 +145,9 @@ def test_it_works_whatever_the_propagation_of_the_hosts_root(
     """In a mount namespace of the test's own; no mount of a container may come back into it."""
     script = f"""
         mount --make-r{propagation} /
-        before=$(wc -l < /proc/self/mountinfo)
+        cp /proc/self/mountinfo {tmp_path}/before
         "$@" run --rm -v {tmp_path}:/a --tmpfs /t busybox sh -c 'echo works > /a/x'
-        test "$before" = "$(wc -l < /proc/self/mountinfo)" || cat /proc/self/mountinfo
+        diff {tmp_path}/before /proc/self/mountinfo
     """
     done = subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *PYRUN],
