@@ -147,7 +147,8 @@ def test_it_works_whatever_the_propagation_of_the_hosts_root(
         mount --make-r{propagation} /
         cp /proc/self/mountinfo {tmp_path}/before
         "$@" run --rm -v {tmp_path}:/a --tmpfs /t busybox sh -c 'echo works > /a/x'
-        diff {tmp_path}/before /proc/self/mountinfo
+        # Some may go meanwhile: who removes a directory detaches what is mounted on it everywhere.
+        diff {tmp_path}/before /proc/self/mountinfo | grep '^>' || true
     """
     done = subprocess.run(
         ["unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", *PYRUN],
