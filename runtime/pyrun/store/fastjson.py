@@ -58,6 +58,10 @@ else:
             value, end = _scan(stripped, 0)
         except StopIteration as stop:
             raise ValueError(f"no JSON value at character {stop.value}") from None
+        except SystemError:  # up to Python 3.12 the scanner cannot raise what nobody has imported
+            import json
+
+            return json.loads(stripped)  # says where the fault is
         if end != len(stripped):
             raise ValueError(f"text after the JSON value at character {end}")
         return value

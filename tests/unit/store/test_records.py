@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pyrun
 from pyrun.errors import Conflict
 from pyrun.store import fastjson, records
 from pyrun.store.paths import Paths
@@ -36,6 +37,22 @@ def test_fastjson_is_json(value: object) -> None:
 def test_fastjson_refuses_what_is_not_one_value(text: str) -> None:
     with pytest.raises(ValueError):
         fastjson.loads(text)
+
+
+@pytest.mark.parametrize("text", ["{", "[1,", '{"a":}', '"open'])
+def test_fastjson_refuses_it_as_well_where_nobody_has_imported_json(text: str) -> None:
+    code = (
+        "import sys; from pyrun.store import fastjson\n"
+        "assert 'json' not in sys.modules\n"
+        "try: fastjson.loads(sys.argv[1])\n"
+        "except ValueError: sys.exit(0)\n"
+        "sys.exit('no ValueError')"
+    )
+    # -S: a .pth file of the environment may import anything.
+    argv = [sys.executable, "-S", "-c", code, text]
+    env = {**os.environ, "PYTHONPATH": str(Path(pyrun.__file__).parent.parent)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_write_replaces_whole(tmp_path: Path) -> None:
