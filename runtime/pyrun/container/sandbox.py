@@ -220,7 +220,8 @@ def _spawn(paths: Paths, name: str, facts: Facts, lone: bool) -> Step:
 def _supervisor_cgroup(paths: Paths, name: str, layout: cgroup.Layout) -> str:
     """systemd ends what is left in a login session's cgroup; without systemd nobody does, and the
     supervisor may stay where it was started: ""."""
-    return f"{cgroup_path(paths, layout, name)}/supervisor" if layout.systemd else ""
+    # No member can be called so: names begin with a letter or a digit.
+    return f"{cgroup_path(paths, layout, name)}/_supervisor" if layout.systemd else ""
 
 
 def _namespaces(paths: Paths, record: dict[str, Any], run: str) -> Plan:

@@ -40,8 +40,8 @@ def put(
     store: ImageStore, work: Work, candidates: list[Candidate], progress: Progress | None
 ) -> list[Image]:
     """Unpack, settle and publish. Raises BadInput."""
-    for _ in range(MOST_ATTEMPTS):
-        stage = Stage(store, work, progress)
+    for attempt in range(MOST_ATTEMPTS):
+        stage = Stage(store, progress, f"{work.path}/{attempt}")
         stage.unpack(candidates)
         for candidate in candidates:
             candidate.complete()
@@ -57,9 +57,10 @@ def put(
 class Stage:
     """What one load has unpacked so far, and how it becomes visible."""
 
-    def __init__(self, store: ImageStore, work: Work, progress: Progress | None) -> None:
+    def __init__(self, store: ImageStore, progress: Progress | None, place: str) -> None:
+        """`place` is the beginning of the paths this attempt may use in the work directory."""
+        self.place = place
         self.store = store
-        self.work = work
         self.progress = progress
         self._count = 0
         self._blobs: dict[str, str] = {}  # digest: file in the work directory
@@ -111,13 +112,13 @@ class Stage:
 
     def _job(self, layer: Layer, label: str, *, unpack: bool) -> workers.Job:
         self._count += 1
-        os.mkdir(f"{self.work.path}/{self._count}", 0o700)
-        base = f"{self.work.path}/{self._count}"
+        base = f"{self.place}-{self._count}"
+        os.mkdir(base, 0o700)
         return workers.Job(
             layer.place,
             digest=layer.digest,
             diff_id=layer.diff_id,
-            blob=f"{self.work.path}/{self._count}.blob",
+            blob=f"{base}.blob",
             rootfs=f"{base}/rootfs" if unpack else "",
             label=label,
             strict=not layer.diff_id,
@@ -228,7 +229,7 @@ class Stage:
         """A small blob, written to the work directory."""
         digest = digest_of(data)
         self._count += 1
-        path = f"{self.work.path}/{self._count}.blob"
+        path = f"{self.place}-{self._count}.blob"
         with open(path, "wb") as file:
             file.write(data)
         os.chmod(path, 0o600)

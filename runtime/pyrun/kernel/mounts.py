@@ -116,9 +116,16 @@ def move_mount(mount_fd: int, target: str) -> None:
 
 
 def mount_setattr(
-    path: str, flags: int, *, set_: int = 0, clear: int = 0, dirfd: int = const.AT_FDCWD
+    path: str,
+    flags: int,
+    *,
+    set_: int = 0,
+    clear: int = 0,
+    propagation: int = 0,
+    dirfd: int = const.AT_FDCWD,
 ) -> None:
-    attributes = mount_attr(set_, clear, 0, 0)
+    """mount_setattr(2): what is not named in `set_` or `clear` stays as it is."""
+    attributes = mount_attr(set_, clear, propagation, 0)
     syscall(
         const.SYS_mount_setattr,
         f"mount_setattr({path!r}, {set_:#x})",
@@ -127,6 +134,60 @@ def mount_setattr(
         flags,
         ctypes.byref(attributes),
         ctypes.sizeof(attributes),
+    )
+
+
+ATTRIBUTES = {
+    const.MS_RDONLY: const.MOUNT_ATTR_RDONLY,
+    const.MS_NOSUID: const.MOUNT_ATTR_NOSUID,
+    const.MS_NODEV: const.MOUNT_ATTR_NODEV,
+    const.MS_NOEXEC: const.MOUNT_ATTR_NOEXEC,
+    const.MS_NODIRATIME: const.MOUNT_ATTR_NODIRATIME,
+    const.MS_NOSYMFOLLOW: const.MOUNT_ATTR_NOSYMFOLLOW,
+}
+TIMES = {
+    const.MS_NOATIME: const.MOUNT_ATTR_NOATIME,
+    const.MS_STRICTATIME: const.MOUNT_ATTR_STRICTATIME,
+    const.MS_RELATIME: 0,
+}
+
+
+def detached_bind(source: int, flags: int, propagation: Sequence[int]) -> int:
+    """A bind mount of what descriptor `source` shows, attached nowhere yet, its attributes set.
+
+    Nothing can be swapped between the mount and its flags, as it could where a bind is made and
+    remounted by name. flags are MS_* of mount(2); MS_REC binds what is mounted below as well.
+    Returns a descriptor for `attach`.
+    """
+    whole = const.AT_RECURSIVE if flags & const.MS_REC else 0
+    fd = open_tree("", const.OPEN_TREE_CLONE | const.AT_EMPTY_PATH | whole, source)
+    try:
+        set_ = sum(attribute for flag, attribute in ATTRIBUTES.items() if flags & flag)
+        times = [attribute for flag, attribute in TIMES.items() if flags & flag]
+        if set_ or times:
+            clear = const.MOUNT_ATTR__ATIME if times else 0
+            mount_setattr("", const.AT_EMPTY_PATH, set_=set_ | sum(times), clear=clear, dirfd=fd)
+        for kind in propagation:
+            below = const.AT_RECURSIVE if kind & const.MS_REC else 0
+            mount_setattr(
+                "", const.AT_EMPTY_PATH | below, propagation=kind & ~const.MS_REC, dirfd=fd
+            )
+    except KernelError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def attach(mount_fd: int, target: int) -> None:
+    """move_mount(2): attach a detached mount over what descriptor `target` shows."""
+    syscall(
+        const.SYS_move_mount,
+        "move_mount",
+        mount_fd,
+        b"",
+        target,
+        b"",
+        const.MOVE_MOUNT_F_EMPTY_PATH | const.MOVE_MOUNT_T_EMPTY_PATH,
     )
 
 

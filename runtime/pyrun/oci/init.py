@@ -215,31 +215,15 @@ class Init:
         if filesystem_type(source) != const.PROC_SUPER_MAGIC:
             self.refuse_false_proc(target)
         source_fd = os.open(source, const.O_PATH | os.O_CLOEXEC)
-        fd = -1
+        opened = [source_fd]
         try:
             directory = stat.S_ISDIR(os.fstat(source_fd).st_mode)
-            fd, path = self.target_path(target, directory=directory)
-            mounts.mount(
-                f"/proc/self/fd/{source_fd}", path, "", flags & (const.MS_BIND | const.MS_REC)
-            )
+            opened.append(mounts.detached_bind(source_fd, flags, propagation))
+            opened.append(self.target_path(target, directory=directory)[0])
+            mounts.attach(opened[1], opened[2])
         finally:
-            os.close(source_fd)
-            if fd >= 0:
+            for fd in opened:
                 os.close(fd)
-        # Reopened: the old descriptor shows the directory below the new mount.
-        fd = files.open_in_root(self.root, target)
-        try:
-            path = f"/proc/self/fd/{fd}"
-            kept = flags & ~(const.MS_BIND | const.MS_REC)
-            if kept:
-                # A bind ignores every other flag; they need a remount, which would clear the
-                # flags that the source's mount already has, so those are added.
-                kept |= self.locked_flags(fd)
-                mounts.mount("", path, "", const.MS_BIND | const.MS_REMOUNT | kept)
-            for flag in propagation:
-                mounts.mount("", path, "", flag)
-        finally:
-            os.close(fd)
 
     def locked_flags(self, fd: int) -> int:
         """Mount flags in force at `fd`; statvfs reports them with their own numbers."""
