@@ -209,3 +209,14 @@ def test_a_container_cannot_mount_again_what_is_masked(pyrun: Node) -> None:
     name = pyrun.start("busybox", "sleep", "100")
     for command in ("umount /proc/kcore", "mount -t proc proc /tmp", "mount -o remount,rw /sys"):
         assert pyrun("exec", name, "sh", "-c", command, check=False).returncode != 0
+
+
+@pytest.mark.parametrize("mode", [(), ("-d",)])
+def test_a_run_that_fails_unmakes_the_directories_it_made(
+    pyrun: Node, tmp_path: Path, mode: tuple[str, ...]
+) -> None:
+    (tmp_path / "there").mkdir()
+    flags = ["-v", f"{tmp_path}/there/new/deep:/x", "-v", "fresh:/y"]
+    pyrun.fails(127, "run", *mode, *flags, "busybox", "no-such-command")
+    assert os.listdir(tmp_path / "there") == []
+    assert not os.path.exists(f"{pyrun.paths.root}/volumes")

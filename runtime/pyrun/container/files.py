@@ -25,8 +25,17 @@ def make_upper(directory: str, mode: int, uid: int, gid: int) -> None:
     os.chown(f"{directory}/upper", uid, gid)
 
 
-def make_volume(path: str) -> None:
-    os.makedirs(path, 0o755, exist_ok=True)
+def unmake(path: str, above: str) -> None:
+    """Undo a mkdir -p: remove `path` and its parents up to `above`, which stays. What holds
+    something by now stays as well."""
+    while path != above:
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return
+        path = path.rpartition("/")[0]
 
 
 def write_config(directory: str, config: dict[str, Any]) -> None:

@@ -20,42 +20,61 @@ if TYPE_CHECKING:
 
 
 def plan_create_sandbox(paths: Paths, record: dict[str, Any]) -> Plan:
-    name = record["name"]
-    directory = paths.sandbox(name)
+    return [
+        *claiming(paths, paths.sandboxes, "pod", record),
+        saving(paths.sandbox(record["name"]), record),
+    ]
+
+
+def claiming(paths: Paths, directory: str, what: str, record: dict[str, Any]) -> Plan:
+    """Take the name of an object and give it its id."""
+    name, id_ = record["name"], record["id"]
+    target = f"{directory.rpartition('/')[2]}/{name}"
     return [
         Step(
             "container.record.claim",
-            paths.sandboxes,
+            directory,
             name,
-            "pod",
+            what,
             why=f"take the name {name}: only one mkdir can make the directory",
-            undo=("kernel.files.remove_tree", (directory,)),
-            shell=f"mkdir {directory}",
+            undo=("kernel.files.remove_tree", (f"{directory}/{name}",)),
+            shell=f"mkdir {directory}/{name}",
             man="mkdir(2)",
         ),
         Step(
             "container.record.link_id",
             paths.ids,
-            record["id"],
-            f"sandboxes/{name}",
+            id_,
+            target,
             why="make it findable by its id",
-            undo=("kernel.files.unlink", (f"{paths.ids}/{record['id']}",)),
-            shell=f"ln -s sandboxes/{name} {paths.ids}/{record['id']}",
-        ),
-        Step(
-            "container.record.save",
-            directory,
-            record,
-            why="write down what was asked for",
-            shell=f"cat > {directory}/record.json",
+            undo=("kernel.files.unlink", (f"{paths.ids}/{id_}",)),
+            shell=f"ln -s {target} {paths.ids}/{id_}",
         ),
     ]
 
 
+def saving(directory: str, record: dict[str, Any]) -> Step:
+    return Step(
+        "container.record.save",
+        directory,
+        record,
+        why="write down what was asked for",
+        shell=f"cat > {directory}/record.json",
+    )
+
+
 def plan_create(
-    paths: Paths, record: dict[str, Any], config: dict[str, Any], root_mode: list[int]
+    paths: Paths,
+    record: dict[str, Any],
+    config: dict[str, Any],
+    root_mode: list[int],
+    volume_directories: list[tuple[str, str]],
 ) -> Plan:
-    """The files of a new container. `root_mode`: mode, uid and gid of the image's own `/`."""
+    """The files of a new container.
+
+    root_mode           mode, uid and gid of the image's own `/`
+    volume_directories  those to make, each with the lowest directory above it that exists already
+    """
     name = record["name"]
     directory = paths.container(name)
     return [
@@ -66,25 +85,7 @@ def plan_create(
             why=f"count it among the members of {record['sandbox']}",
             undo=("container.record.drop_member", (paths.sandbox(record["sandbox"]), name)),
         ),
-        Step(
-            "container.record.claim",
-            paths.containers,
-            name,
-            "container",
-            why=f"take the name {name}: only one mkdir can make the directory",
-            undo=("kernel.files.remove_tree", (directory,)),
-            shell=f"mkdir {directory}",
-            man="mkdir(2)",
-        ),
-        Step(
-            "container.record.link_id",
-            paths.ids,
-            record["id"],
-            f"containers/{name}",
-            why="make it findable by its id",
-            undo=("kernel.files.unlink", (f"{paths.ids}/{record['id']}",)),
-            shell=f"ln -s containers/{name} {paths.ids}/{record['id']}",
-        ),
+        *claiming(paths, paths.containers, "container", record),
         Step(
             "container.files.make_upper",
             directory,
@@ -95,12 +96,13 @@ def plan_create(
         ),
         *(
             Step(
-                "container.files.make_volume",
+                "kernel.files.mkdir",
                 path,
                 why="make the directory of a volume",
+                undo=("container.files.unmake", (path, above)),
                 shell=f"mkdir -p {path}",
             )
-            for path in record["volume_directories"]
+            for path, above in volume_directories
         ),
         Step(
             "container.files.write_config",
@@ -110,13 +112,7 @@ def plan_create(
             shell=f"cat > {directory}/config.json",
             man="https://github.com/opencontainers/runtime-spec/blob/main/config.md",
         ),
-        Step(
-            "container.record.save",
-            directory,
-            record,
-            why="write down what was asked for",
-            shell=f"cat > {directory}/record.json",
-        ),
+        saving(directory, record),
         Step(
             "image.store.require",
             paths.root,

@@ -42,26 +42,23 @@ class Outcome(NamedTuple):
     notes: list[str]
 
 
-class Draft:
-    """A container about to be made: its records, and what its plans need to know."""
+class Draft(NamedTuple):
+    """A container about to be made: its records, and what its plans need to know.
 
-    __slots__ = ("config", "image", "notes", "options", "record", "root_mode")
+    directories  volumes to make: see lifecycle.plan_create
+    """
 
-    def __init__(
-        self,
-        options: Options,
-        image: Image,
-        record: dict[str, Any],
-        config: dict[str, Any],
-        notes: list[str],
-        root_mode: list[int],
-    ) -> None:
-        self.options = options
-        self.image = image
-        self.record = record
-        self.config = config
-        self.notes = notes
-        self.root_mode = root_mode
+    image: Image
+    record: dict[str, Any]
+    config: dict[str, Any]
+    notes: list[str]
+    root_mode: list[int]
+    directories: list[tuple[str, str]]
+
+    def plan_create(self, paths: Paths) -> Plan:
+        return lifecycle.plan_create(
+            paths, self.record, self.config, self.root_mode, self.directories
+        )
 
 
 def find_image(store: ImageStore, ref: str) -> Image:
@@ -198,16 +195,17 @@ def draft(
         "stop_timeout": options.stop_timeout,
         "log_size": options.log_size,
         "log_files": options.log_files,
-        "volume_directories": directories,
     }  # fmt: skip
-    return Draft(
-        options, image, record, config, notes, [top.st_mode & 0o7777, top.st_uid, top.st_gid]
-    )
+    root_mode = [top.st_mode & 0o7777, top.st_uid, top.st_gid]
+    return Draft(image, record, config, notes, root_mode, directories)
 
 
-def volume_sources(paths: Paths, name: str, options: Options) -> tuple[dict[str, str], list[str]]:
-    """({place in the container: host directory}, directories to make) for the named volumes."""
-    sources, directories = {}, []
+def volume_sources(
+    paths: Paths, name: str, options: Options
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """({place in the container: host directory} of the named volumes, directories to make, each
+    with the lowest one above it that is there)."""
+    sources, missing = {}, []
     for volume in options.volumes:
         if volume.kind == "volume":
             if volume.source:
@@ -216,17 +214,21 @@ def volume_sources(paths: Paths, name: str, options: Options) -> tuple[dict[str,
                 place = volume.target.strip("/").replace("/", "-")
                 path = f"{paths.container(name)}/volumes/{place}"
             sources[volume.target] = path
-            directories.append(path)
         elif volume.kind == "bind":
-            if volume.create:
-                if not os.path.exists(volume.source):
-                    directories.append(os.path.abspath(volume.source))
-            elif not os.path.exists(volume.source):
+            path = os.path.abspath(volume.source)
+            if not volume.create and not os.path.exists(path):
                 raise BadInput(
                     f"--mount: there is no {volume.source} on this host",
                     hint="make it first; `--volume` makes a missing directory",
                 )
-    return sources, directories
+        else:
+            continue
+        if not os.path.exists(path):
+            above = path
+            while not os.path.exists(above):
+                above = os.path.dirname(above)
+            missing.append((path, above.rstrip("/")))
+    return sources, missing
 
 
 def namespaces(paths: Paths, options: Options, sandbox_: dict[str, Any]) -> dict[str, str]:
@@ -319,7 +321,7 @@ def creation(paths: Paths, options: Options) -> tuple[dict[str, Any], Draft, Pla
     made = draft(paths, options, name, sandbox_, host)
     if not options.pod:
         plan += lifecycle.plan_create_sandbox(paths, sandbox_)
-    plan += lifecycle.plan_create(paths, made.record, made.config, made.root_mode)
+    plan += made.plan_create(paths)
     return sandbox_, made, plan
 
 
@@ -389,6 +391,8 @@ def run(paths: Paths, options: Options, attach: Attach | None = None) -> Outcome
         # It could not be launched: nothing of a container that never ran stays.
         if not executing and records_of.status(paths, name).word != "running":
             remove(paths, name, force=True)
+            for path, above in made.directories:
+                files.unmake(path, above)
         raise
     if options.remove and options.pod and os.path.isdir(paths.container(name)):
         remove(paths, name, force=True)

@@ -97,7 +97,7 @@ def create_plan(
     """Records of the pod and its members, the sandbox, the members; the disk is waited for last."""
     plan = lifecycle.plan_create_sandbox(paths, record)
     for made in drafts:
-        plan += lifecycle.plan_create(paths, made.record, made.config, made.root_mode)
+        plan += made.plan_create(paths)
     plan += sandbox.plan_up(paths, record, facts, lone=False)
     store = ImageStore(paths)
     for made in drafts:
