@@ -12,13 +12,15 @@ def main() -> None:
     would be a tenth of them. Nothing of pyrun waits for atexit.
     """
     gc.disable()
-    from pyrun.cli.main import cli
-
     try:
+        from pyrun.cli.main import cli
+
         cli()
         code = 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else 0
+    except KeyboardInterrupt:  # while modules were being loaded: nothing was begun
+        code = 130
     try:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -37,6 +37,18 @@ def test_the_installed_console_script_works(pyrun: Node) -> None:
     assert done.stdout == "hi\n"
 
 
+def test_an_interrupt_while_modules_are_loaded_ends_with_130_and_no_traceback() -> None:
+    code = (
+        "import builtins, sys; from pyrun.__main__ import main; load = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'pyrun.cli.main': raise KeyboardInterrupt\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = interrupted; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_python_dash_m_works(pyrun: Node) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pyrun", "run", "--rm", "busybox", "echo", "hi"],
@@ -225,7 +237,7 @@ def test_bad_input_is_one_error_and_leaves_nothing(
 def test_a_taken_name_is_refused_and_its_owner_is_unharmed(pyrun: Node) -> None:
     pyrun.start("busybox", "sleep", "100", name="one")
     pid = pyrun.pid("one")
-    assert "taken" in pyrun.fails(125, "run", "--name", "one", "busybox", "true")
+    assert "taken by a container" in pyrun.fails(125, "run", "--name", "one", "busybox", "true")
     assert "taken" in pyrun.fails(125, "create", "--name", "one", "busybox", "true")
     assert pyrun.pid("one") == pid
 

@@ -27,8 +27,8 @@ def inspect_command(paths: Paths, form: str) -> None:
         print_json(facts)
         return
     for key, value in facts.items():
-        shown = "\n              ".join(value) if isinstance(value, list) else value
-        print(f"{key + ':':<14}{'-' if shown in (None, '') else shown}")
+        shown = "\n               ".join(value) if isinstance(value, list) else value
+        print(f"{key + ':':<15}{'-' if shown in (None, '') else shown}")
 
 
 def describe(paths: Paths) -> dict[str, Any]:

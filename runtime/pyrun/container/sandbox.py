@@ -526,7 +526,8 @@ def plan_forget_sandbox(paths: Paths, record: dict[str, Any]) -> Plan:
 
 def check_name_free(paths: Paths, name: str) -> None:
     """Pods and containers share one space of names. Raises Conflict."""
-    for directory, what in ((paths.sandbox(name), "pod"), (paths.container(name), "container")):
+    # A container in no pod has a sandbox of its own too, of the same name.
+    for directory, what in ((paths.container(name), "container"), (paths.sandbox(name), "pod")):
         if os.path.isdir(directory):
             raise Conflict(
                 f"the name {name!r} is taken by a {what}",

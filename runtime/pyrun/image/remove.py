@@ -83,7 +83,7 @@ def _refuse_in_use(image: Image, users: Sequence[str]) -> None:
         raise Conflict(
             f"image {image.names[0] if image.names else image.id[7:19]} is in use by "
             + ", ".join(users),
-            hint="remove them first; they run on its layers",
+            hint="`pyrun rm` its containers, `pyrun image unmount` its mounts: they use its layers",
         )
 
 
