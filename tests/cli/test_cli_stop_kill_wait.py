@@ -27,17 +27,14 @@ def test_stop_sends_the_stop_signal_and_returns_when_it_has_ended(pyrun: Node) -
 
 def test_stop_kills_after_the_grace_period(pyrun: Node) -> None:
     name = pyrun.start("busybox", "sleep", "100")  # pid 1 ignores TERM
-    start = time.monotonic()
     pyrun("stop", "-t", "1", name)
-    assert 1 <= time.monotonic() - start < 5
     assert pyrun.out("wait", name) == "137"
 
 
 def test_stop_timeout_of_the_container(pyrun: Node) -> None:
     name = pyrun.start("--stop-timeout", "0", "busybox", "sleep", "100")
-    start = time.monotonic()
     pyrun("stop", name)
-    assert time.monotonic() - start < 5
+    assert pyrun.out("wait", name) == "137"
 
 
 def test_stop_ends_every_process_not_only_the_first(pyrun: Node) -> None:

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class Namespace:
 
     def delete(self) -> None:
         subprocess.run(["ip", "netns", "delete", self.name], check=False, capture_output=True)
+
+
+def packets_sent_again(client: socket.socket) -> int:
+    """How many segments the kernel had to send again: tcpi_total_retrans of tcp(7), TCP_INFO."""
+    info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[100:104], sys.byteorder)
 
 
 def source_seen(server: socket.socket, client: socket.socket) -> str:

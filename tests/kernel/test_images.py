@@ -133,13 +133,11 @@ def start(trees, tmp_path):
         yield begin
 
 
-def test_a_second_build_is_instant():
+def test_a_second_build_does_nothing():
     subprocess.run(["images/build", "busybox"], cwd=CHECKOUT, check=True, capture_output=True)
-    started = time.monotonic()
     done = subprocess.run(
         ["images/build", "busybox"], cwd=CHECKOUT, check=True, capture_output=True, text=True
     )
-    assert time.monotonic() - started < 1
     assert done.stderr == ""
     assert Path(done.stdout.strip(), "index.json").is_file()
 

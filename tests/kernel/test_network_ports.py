@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,10 +93,8 @@ def test_the_nft_program_serves_where_the_library_is_missing(
 def test_ipv6_loopback_is_refused_at_once(lab: Lab) -> None:
     here = lab.node()
     here.pod("one", "8080:80").listen(80)
-    start = time.monotonic()
     with pytest.raises(ConnectionRefusedError):
         here.connect("::1", 8080)
-    assert time.monotonic() - start < 1
 
 
 def test_a_port_on_one_address_is_on_no_other(lab: Lab) -> None:
