@@ -220,3 +220,15 @@ def test_a_run_that_fails_unmakes_the_directories_it_made(
     pyrun.fails(127, "run", *mode, *flags, "busybox", "no-such-command")
     assert os.listdir(tmp_path / "there") == []
     assert not os.path.exists(f"{pyrun.paths.root}/volumes")
+
+
+def test_a_tmpfs_on_a_new_directory_is_everybodys(pyrun: Node) -> None:
+    script = "stat -c %a /new /root; touch /new/x"
+    flags = ["-u", "1000", "--tmpfs", "/new", "--tmpfs", "/root"]
+    out = pyrun.out("run", "--rm", *flags, "busybox", "sh", "-c", script)
+    assert out.split() == ["1777", "700"], "one that is covered keeps its mode"
+
+
+def test_read_only_goes_for_hosts_and_its_like(pyrun: Node) -> None:
+    done = pyrun("run", "--rm", "--read-only", "busybox", "touch", "/etc/hosts", check=False)
+    assert done.returncode == 1 and "Read-only" in done.stderr

@@ -104,3 +104,10 @@ def test_attached_output_is_complete_however_fast_the_log_rotates(pyrun: Node) -
     done = pyrun("run", "--rm", "--log-opt", "max-size=64k", "--log-opt", "max-file=2", "busybox",
                  "seq", "200000")  # fmt: skip
     assert done.stdout == "".join(f"{number}\n" for number in range(1, 200001))
+
+
+def test_ps_shows_published_ports(pyrun: Node) -> None:
+    name = pyrun.start("-p", "127.0.0.1:19191:80", "busybox", "sleep", "1000")
+    [row] = [row for row in json.loads(pyrun.out("ps", "--format", "json")) if row["name"] == name]
+    assert row["ports"] == ["127.0.0.1:19191->80/tcp"]
+    assert "127.0.0.1:19191->80/tcp" in pyrun.out("ps")

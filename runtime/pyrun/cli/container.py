@@ -178,13 +178,14 @@ def ps(paths: Paths, everything: bool, quiet: bool, no_trunc: bool, format_: str
                 else records_of.command_text(record["command"]),
                 output.ago(record["created"]),
                 status_text(status),
+                ", ".join(output.port_texts(records_of.sandbox_state(paths, record["sandbox"]))),
                 record["pod"],
                 record["name"],
             ]
             for record, status in rows
         ]
-        + [["", "", "", "", "half made", "", name] for name in broken],
-        ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "POD", "NAME"],
+        + [["", "", "", "", "half made", "", "", name] for name in broken],
+        ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "POD", "NAME"],
     )
 
 
@@ -200,6 +201,7 @@ def status_text(status: records_of.Status) -> str:
 
 
 def summary(paths: Paths, record: dict[str, Any], status: records_of.Status) -> dict[str, Any]:
+    state = records_of.sandbox_state(paths, record["sandbox"])
     return {
         "id": record["id"],
         "name": record["name"],
@@ -211,7 +213,8 @@ def summary(paths: Paths, record: dict[str, Any], status: records_of.Status) -> 
         "pid": status.pid,
         "exit_code": status.code,
         "pod": record["pod"],
-        "ips": records_of.sandbox_state(paths, record["sandbox"]).get("ips", []),
+        "ips": state.get("ips", []),
+        "ports": output.port_texts(state),
         "labels": record["labels"],
     }
 

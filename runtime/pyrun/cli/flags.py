@@ -11,7 +11,7 @@ import click
 
 from pyrun.container import options as parse
 from pyrun.container.options import Options
-from pyrun.errors import BadInput
+from pyrun.errors import BadInput, errno_text
 
 Command = Callable[..., Any]
 
@@ -77,9 +77,11 @@ def to_options(image: str, args: tuple[str, ...], given: dict[str, Any]) -> Opti
     for path in given["env_file"]:
         try:
             with open(path, encoding="utf-8") as file:
-                env += parse.parse_env_file(file.read(), path, environ)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"--env-file {path}: {error}") from None
+                env += parse.parse_env_file(file.read(), f"--env-file {path}", environ)
+        except OSError as error:
+            raise BadInput(f"--env-file {path}: {errno_text(error.errno or 0)}") from None
+        except UnicodeDecodeError:
+            raise BadInput(f"--env-file {path}: not UTF-8 text") from None
     env += parse.parse_env(list(given["env"]), environ)
     volumes = [
         *map(parse.parse_volume, given["volume"]),
@@ -97,7 +99,7 @@ def to_options(image: str, args: tuple[str, ...], given: dict[str, Any]) -> Opti
         image=image,
         args=args,
         name=given["name"],
-        entrypoint=None if entrypoint is None else tuple(shlex.split(entrypoint)),
+        entrypoint=None if entrypoint is None else words(entrypoint),
         env=tuple(env),
         workdir=given["workdir"],
         user=given["user"],
@@ -145,6 +147,24 @@ def to_options(image: str, args: tuple[str, ...], given: dict[str, Any]) -> Opti
         log_size=size(log.get("max-size", ""), "max-size"),
         log_files=number(log.get("max-file", ""), "max-file"),
     )  # fmt: skip
+
+
+def words(text: str) -> tuple[str, ...]:
+    """`--entrypoint`: words as a shell splits them, or a JSON list as in a Dockerfile."""
+    if text.startswith("["):
+        import json
+
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, list) or not all(isinstance(word, str) for word in found):
+            raise BadInput(f"--entrypoint: {text!r} is not a JSON list of strings")
+        return tuple(found)
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadInput(f"--entrypoint: {text!r}: {error}") from None
 
 
 def size(text: str, flag: str) -> int | None:

@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
 def root(ctx: click.Context, root: str, run_root: str, explain: bool) -> None:
     """A container runtime built from Linux primitives, made to be read."""
     ctx.obj = Paths(root, run_root)
-    if not {"-h", "--help"} & set(sys.argv[1:]):
+    if ctx.invoked_subcommand != "completion" and not {"-h", "--help"} & set(sys.argv[1:]):
         if os.geteuid() != 0:
             raise PyrunError(
                 "pyrun works with namespaces, mounts and cgroups of the host: it must run as root",
@@ -134,7 +134,7 @@ def cli(args: list[str] | None = None) -> None:
         output.print_error(error)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        print("pyrun: interrupted; what was begun has been undone", file=sys.stderr)
+        print("pyrun: interrupted", file=sys.stderr)
         sys.exit(130)
     except ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

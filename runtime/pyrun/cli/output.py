@@ -23,6 +23,14 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
         print("   ".join(cells).rstrip())
 
 
+def port_texts(state: dict[str, Any]) -> list[str]:
+    """The published ports in a sandbox's state: `*:8080->80/tcp`."""
+    return [
+        f"{host or '*'}:{port}->{inner}/{protocol}"
+        for host, port, inner, protocol in state.get("ports", [])
+    ]
+
+
 def print_json(value: Any) -> None:
     import json
 

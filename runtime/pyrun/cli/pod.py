@@ -206,7 +206,8 @@ def ps(paths: Paths, quiet: bool, format_: str) -> None:
                     output.ago(row["created"]),
                 ]
                 for row in found
-            ],
+            ]
+            + [[name, "half made", "", "", "", ""] for name in verbs.half_made(paths)],
             ["POD", "STATUS", "RUNNING", "ADDRESSES", "PORTS", "CREATED"],
         )
 
@@ -224,10 +225,7 @@ def summary(paths: Paths, record: dict[str, Any]) -> dict[str, Any]:
             for name, status in members.items()
         ],
         "ips": state.get("ips", []),
-        "ports": [
-            f"{host or '*'}:{port}->{inner}/{protocol}"
-            for host, port, inner, protocol in state.get("ports", [])
-        ],
+        "ports": output.port_texts(state),
         "created": record["created"],
         "labels": record["labels"],
     }

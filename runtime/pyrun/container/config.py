@@ -314,7 +314,12 @@ def mounts(
             }
         )
     result += [
-        {"destination": target, "type": "bind", "source": source, "options": ["bind"]}
+        {
+            "destination": target,
+            "type": "bind",
+            "source": source,
+            "options": ["bind", "ro"] if options.read_only else ["bind"],
+        }
         for target, source in place.files.items()
     ]
     # What the user mounts wins over what stands at the same place; parents before children.

@@ -102,13 +102,13 @@ def parse_size(text: str, what: str = "size") -> int:
     return int(float(digits) * UNITS[unit])
 
 
-def parse_env(entries: list[str], environ: dict[str, str]) -> tuple[str, ...]:
+def parse_env(entries: list[str], environ: dict[str, str], where: str = "--env") -> tuple[str, ...]:
     """`KEY=VALUE` as it is; `KEY` alone takes the caller's value, or nothing if it has none."""
     result = []
     for entry in entries:
         key, equals, _ = entry.partition("=")
         if not key or "\0" in entry:
-            raise BadInput(f"--env: {entry!r} is not KEY=VALUE")
+            raise BadInput(f"{where}: {entry!r} is not KEY=VALUE")
         if equals:
             result.append(entry)
         elif key in environ:
@@ -123,7 +123,7 @@ def parse_env_file(text: str, name: str, environ: dict[str, str]) -> tuple[str, 
     for entry in entries:
         if " " in entry.partition("=")[0]:
             raise BadInput(f"{name}: {entry!r}: a variable's name cannot hold blanks")
-    return parse_env(entries, environ)
+    return parse_env(entries, environ, name)
 
 
 def parse_volume(text: str) -> Volume:

@@ -51,7 +51,9 @@ def identify(user: str, extra: tuple[str, ...], layers: list[str]) -> Identity:
     elif row is not None:
         groups = [int(g[2]) for g in group if row[0] in g[3].split(",") and int(g[2]) != gid]
     groups += [group_number(name, group) for name in extra]
-    return Identity(uid, gid, tuple(dict.fromkeys(groups)), home or "/")
+    # The primary group among the supplementary ones too: without it a program that gives up its
+    # group could reach what is forbidden to that very group (CVE-2022-36109).
+    return Identity(uid, gid, tuple(dict.fromkeys((gid, *groups))), home or "/")
 
 
 def group_number(name: str, group: list[list[str]]) -> int:

@@ -16,7 +16,7 @@ from pyrun.container import config as configs
 from pyrun.container import record as records_of
 from pyrun.container.options import Options, parse_security
 from pyrun.container.user import identify
-from pyrun.errors import BadInput, Conflict, PyrunError
+from pyrun.errors import BadInput, Conflict, PyrunError, errno_text
 from pyrun.explain import steps
 from pyrun.image.store import Image, ImageStore
 from pyrun.kernel import process
@@ -270,7 +270,10 @@ def seccomp_program(paths: Paths, record: dict[str, Any], config: dict[str, Any]
         try:
             with open(record["seccomp"], encoding="utf-8") as file:
                 written = json.load(file)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            why = errno_text(error.errno or 0)
+            raise BadInput(f"--security-opt seccomp={record['seccomp']}: {why}") from None
+        except ValueError as error:
             raise BadInput(f"--security-opt seccomp={record['seccomp']}: {error}") from None
         machine = os.uname()
         profile = profile_from_docker(written, capabilities, machine.machine, machine.release)

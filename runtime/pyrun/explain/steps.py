@@ -129,7 +129,7 @@ def run(plan: Iterable[Step]) -> None:
     except OSError as error:
         left = undo(done)
         raise StepFailed(
-            f"{done[-1].why or done[-1].op}: {describe(error)}",
+            f"cannot {done[-1].why or done[-1].op}: {describe(error)}",
             step=repr(done[-1]),
             hint=likely_cause(error),
             left=left,

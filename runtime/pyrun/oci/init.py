@@ -178,13 +178,13 @@ class Init:
         self.refuse_moved(target)
         if fstype != "proc":
             self.refuse_false_proc(target)
+        covered = self.mode_of(target) if fstype == "tmpfs" and "mode=" not in data else None
         fd, path = self.target_path(target, directory=True)
         try:
-            if fstype == "tmpfs" and "mode=" not in data:
-                # As docker does: a tmpfs keeps the mode of the directory it covers.
-                data = ",".join(
-                    filter(None, (data, f"mode={stat.S_IMODE(os.stat(path).st_mode):o}"))
-                )
+            if covered is not None:
+                # As docker does: a tmpfs keeps the mode of a directory it covers. Where there was
+                # none the kernel's own default stays: everybody may write (1777).
+                data = ",".join(filter(None, (data, f"mode={covered:o}")))
             mounts.mount(source, path, fstype, flags, data)
         finally:
             os.close(fd)
@@ -192,6 +192,16 @@ class Init:
             self.own_dev = True
 
     own_dev = False
+
+    def mode_of(self, target: str) -> int | None:
+        try:
+            fd = files.open_in_root(self.root, target)
+        except KernelError:
+            return None
+        try:
+            return stat.S_IMODE(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
 
     def refuse_moved(self, target: str) -> None:
         """/proc and /sys must be real directories: CVE-2019-16884 and its relatives begin with a

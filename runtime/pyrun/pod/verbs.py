@@ -202,6 +202,16 @@ def pods(paths: Paths) -> list[dict[str, Any]]:
     return [record for record in records_of.sandboxes(paths) if record["pod"]]
 
 
+def half_made(paths: Paths) -> list[str]:
+    """Names that a killed `create` has taken without getting as far as a record."""
+    return [
+        name
+        for name in records_of.names(paths.sandboxes)
+        if records.read(f"{paths.sandbox(name)}/record.json") is None
+        and not os.path.isdir(paths.container(name))
+    ]
+
+
 def state(paths: Paths, record: dict[str, Any]) -> str:
     """Created (no members yet or none started), Running, Degraded (some ended), Exited."""
     words = [records_of.status(paths, member).word for member in record["members"]]

@@ -55,7 +55,7 @@ def test_failure_names_step_call_errno_and_cause() -> None:
     with pytest.raises(StepFailed) as caught:
         steps.run([failing])
     error = caught.value
-    assert error.message == "mount the rootfs: mount(x): ENOSPC (No space left on device)"
+    assert error.message == "cannot mount the rootfs: mount(x): ENOSPC (No space left on device)"
     assert "df -h" in error.hint
     assert "acts.fail" in error.step
 
