@@ -476,7 +476,7 @@ def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
     seconds = record["stop_timeout"] if timeout is None else timeout
     signal = parse_signal(record["stop_signal"])
     steps.run(lifecycle.plan_stop(paths, [(record, status, signal)], layout, seconds))
-    settle(paths, record)
+    settle(paths, record, status)
 
 
 def kill_all(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> None:
@@ -488,20 +488,39 @@ def kill_all(paths: Paths, record: dict[str, Any], layout: cgroup.Layout) -> Non
         client.wait_for_end(status.pid, status.ticks, 10.0)
 
 
-def settle(paths: Paths, record: dict[str, Any], seconds: float = 10.0) -> None:
-    """Wait until the supervisor has written the end down; a lone one takes its sandbox down too."""
+def settle(
+    paths: Paths, record: dict[str, Any], ended: records_of.Status, seconds: float = 10.0
+) -> None:
+    """Wait until the supervisor has written down how process `ended` ended; a lone one takes its
+    sandbox down too."""
     sandbox_name = record["sandbox"]
-    pod = bool(record["pod"])
     pid, ticks = records_of.sandbox_state(paths, sandbox_name).get("supervisor", (0, 0))
-    if not process.is_alive(pid, ticks):
-        if not pod and os.path.isdir(paths.sandbox(sandbox_name)):
-            with sandbox.lock(paths, sandbox_name):
-                clear(paths, records_of.sandbox(paths, sandbox_name), cgroup.host_layout())
-        return
-    if pod:
-        wait(paths, record["name"])
-    else:
+    if record["pod"]:
+        await_record(paths, record, ended, seconds)
+    elif process.is_alive(pid, ticks):
         client.wait_for_end(pid, ticks, seconds)
+    elif os.path.isdir(paths.sandbox(sandbox_name)):
+        with sandbox.lock(paths, sandbox_name):
+            clear(paths, records_of.sandbox(paths, sandbox_name), cgroup.host_layout())
+
+
+def await_record(
+    paths: Paths, record: dict[str, Any], ended: records_of.Status, seconds: float = 10.0
+) -> None:
+    """Wait until the end of that very process is on record, or nobody is there to write it.
+
+    Not `wait`: another command may have started the container again, and that one runs on.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        now = records_of.status(paths, record["name"])
+        if (now.pid, now.ticks) != (ended.pid, ended.ticks) and (now.running or now.finished):
+            return
+        if now.word in ("broken", "created"):
+            return  # removed meanwhile
+        if not records_of.supervisor_alive(paths, record["sandbox"]):
+            return
+        time.sleep(0.002)
 
 
 def wait(paths: Paths, name: str) -> int:
@@ -545,7 +564,7 @@ def remove(paths: Paths, name: str, *, force: bool = False) -> None:
                 hint=f"`pyrun stop {name}` ends it, or `pyrun rm -f {name}` removes it anyway",
             )
         kill_all(paths, record, layout)
-        settle(paths, record, 2.0)  # a supervisor that does not listen is killed below
+        settle(paths, record, status, 2.0)  # a supervisor that does not listen is killed below
     sandbox_name = record["sandbox"]
     with sandbox.lock(paths, sandbox_name):
         plan = lifecycle.plan_member_down(paths, record, layout)
@@ -598,7 +617,7 @@ def kill(paths: Paths, name: str, signal: int) -> None:
     process.kill_pid(status.pid, status.ticks, signal)
     if signal == 9:
         client.wait_for_end(status.pid, status.ticks, 10.0)
-        settle(paths, records_of.container(paths, name))
+        settle(paths, records_of.container(paths, name), status)
 
 
 def pause(paths: Paths, name: str, frozen: bool) -> None:

@@ -293,8 +293,8 @@ def stop(paths: Paths, name: str, timeout: float | None = None) -> None:
                 cgroup.thaw(layout, sandbox.cgroup_path(paths, layout, name, member["name"]))
             running.append((member, status, parse_signal(member["stop_signal"])))
     steps.run(lifecycle.plan_stop(paths, running, layout, grace))
-    for member, _, _ in running:
-        container_verbs.wait(paths, member["name"])
+    for member, status, _ in running:
+        container_verbs.await_record(paths, member, status)
     with sandbox.lock(paths, name):
         container_verbs.clear(paths, record, layout)
 
