@@ -52,7 +52,8 @@ class Init:
 
     root        descriptor of the rootfs, once it is mounted
     channel     socket to the launcher, close-on-exec: its end of file says that execve worked
-    target      pidfd of the container to join (exec only)
+    target      pidfd of the container to join, and
+    target_root descriptor of its `/` (exec only)
     cgroups     where the container's cgroups are: [(name of the mount, host directory), …]
     """
 
@@ -61,11 +62,13 @@ class Init:
         channel: _socket.socket,
         *,
         target: int = -1,
+        target_root: int = -1,
         cgroups: list[tuple[str, str]] | None = None,
         tell_steps: bool = False,
     ) -> None:
         self.channel = channel
         self.target = target
+        self.target_root = target_root
         self.cgroups = cgroups or []
         self.tell_steps = tell_steps
         self.root = -1
@@ -128,6 +131,10 @@ class Init:
         """Join a namespace of the container; setns(2) takes a pidfd since Linux 5.8."""
         process.setns(self.target, flag)
         if kind == "mount":
+            # setns puts us at the root of the namespace, which is not the container's `/` where
+            # pyrun itself runs below a chroot: there it would be the real host's.
+            os.fchdir(self.target_root)
+            os.chroot(".")
             self.root = os.open("/", const.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self.pivoted = True
 

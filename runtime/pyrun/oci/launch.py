@@ -42,8 +42,11 @@ def launch(order: dict[str, Any], stdio: tuple[int, int, int], target: int = -1)
     Raises KernelError when not even the clone works.
     """
     ours, theirs = _socket.socketpair(1, 5 | _SOCK_CLOEXEC)  # AF_UNIX, SOCK_SEQPACKET
-    cgroup = own_pid = -1
+    cgroup = own_pid = root = -1
     try:
+        if target >= 0:
+            flags = const.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            root = os.open(f"/proc/{order['target']}/root", flags)
         if order["unified"]:
             cgroup = os.open(order["unified"], const.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         if order["pid_namespace"] or target >= 0:
@@ -59,9 +62,11 @@ def launch(order: dict[str, Any], stdio: tuple[int, int, int], target: int = -1)
                     os.close(joined)
         pid, pidfd = process.clone3(order["flags"], cgroup)
         if pid == 0:
-            _child(order, stdio, theirs, target)
+            _child(order, stdio, theirs, target, root)
     finally:
         theirs.close()
+        if root >= 0:
+            os.close(root)
         if cgroup >= 0:
             os.close(cgroup)
         if own_pid >= 0:
@@ -74,7 +79,11 @@ _SOCK_CLOEXEC = 0o2000000
 
 
 def _child(
-    order: dict[str, Any], stdio: tuple[int, int, int], channel: _socket.socket, target: int
+    order: dict[str, Any],
+    stdio: tuple[int, int, int],
+    channel: _socket.socket,
+    target: int,
+    root: int,
 ) -> None:
     """In the new process. Never returns."""
     try:
@@ -89,6 +98,7 @@ def _child(
         init = Init(
             channel,
             target=target,
+            target_root=root,
             cgroups=[tuple(pair) for pair in order["cgroups"]],
             tell_steps=order.get("tell_steps", False),
         )
