@@ -60,7 +60,7 @@ def mark_started(directory: str) -> None:
         os.rename(f"{directory}/exit.json", f"{directory}/exit.before")
     except FileNotFoundError:
         pass  # it has never ended
-    files.remove_tree(f"{directory}/work/work")
+    files.remove_tree(os.path.join(directory, "work", "work"))
     files.write(f"{directory}/started", " " * EXIT_SPACE)
 
 
