@@ -22,7 +22,7 @@ REMOVE_SECONDS = 5.0
 
 
 def read(path: str) -> str:
-    """The text of a cgroup file. Raises OSError."""
+    """The text of a cgroup file, or of mountinfo, whose paths may be any bytes. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -30,7 +30,7 @@ def read(path: str) -> str:
             parts.append(part)
     finally:
         os.close(fd)
-    return b"".join(parts).decode()
+    return os.fsdecode(b"".join(parts))
 
 
 def write(path: str, text: str) -> None:

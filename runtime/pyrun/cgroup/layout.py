@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 
+from pyrun.cgroup.files import read
 from pyrun.errors import Unsupported
 
 TYPE_CHECKING = False
@@ -219,14 +220,3 @@ def really_mounted(layout: Layout, magic: Callable[[str], int] | None = None) ->
             hint="mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         )
     return layout
-
-
-def read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(fd, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(fd)
-    return os.fsdecode(b"".join(parts))
